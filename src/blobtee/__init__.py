@@ -1,0 +1,1 @@
+"""blobtee: bytes of blobs, proven, from wherever they are."""

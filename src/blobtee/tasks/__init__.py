@@ -1,0 +1,27 @@
+"""Work in threads: cancellation, groups, single flight, progress.
+
+Context (what cancels the work, who is told of progress, and what higher rooms add) travels in
+`contextvars`: every thread started here runs in a copy of its starter's context.
+"""
+
+from blobtee.tasks.cancellation import Cancellation, check, current, scope, shield, sleep
+from blobtee.tasks.flight import SingleFlight
+from blobtee.tasks.group import Group, Task
+from blobtee.tasks.progress import Event, Progress, Reporter, meter, reporting
+
+__all__ = [
+    "Cancellation",
+    "Event",
+    "Group",
+    "Progress",
+    "Reporter",
+    "SingleFlight",
+    "Task",
+    "check",
+    "current",
+    "meter",
+    "reporting",
+    "scope",
+    "shield",
+    "sleep",
+]
