@@ -144,7 +144,8 @@ class Provider(Protocol):
     def reader_at(self, desc: Descriptor) -> ReaderAt:
         """Open a blob for reading; the caller closes it. `NotFound` when it is not to be had here.
 
-        Only `desc.digest` names the blob; a `desc.size` that is known to be wrong is `SizeMismatch`.
+        Only `desc.digest` names the blob; a `desc.size` that is known to be wrong is `SizeMismatch`. A negative one
+        says that the caller does not know it.
         """
         ...
 

@@ -1,0 +1,285 @@
+"""Committed blobs of a root: the files, and one row for each with what a file cannot say.
+
+The file decides whether a blob is there. Its row is written before the file gets its name and goes after it, so that
+labels are there in a blob's first moment and a row alone means nothing. A file that somebody else put there
+(containerd, skopeo) gets its row when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sqlite3
+import stat
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+from blobtee.content import filters
+from blobtee.content.api import Info
+from blobtee.content.database import Database
+from blobtee.content.files import FileReader, make_directory, os_errors, set_aside, sync_directory
+from blobtee.content.labels import checked, merged
+from blobtee.content.locks import Locks
+from blobtee.errors import AlreadyExists, DataLoss, NotFound, PermissionDenied, SizeMismatch, from_os_error
+from blobtee.oci import Descriptor, Digest
+from blobtee.oci.digest import LENGTHS
+
+_logger = logging.getLogger(__name__)
+
+_STEPS = (
+    """
+    CREATE TABLE blobs (
+        digest TEXT PRIMARY KEY,
+        size INTEGER NOT NULL,
+        created_at INTEGER NOT NULL,
+        updated_at INTEGER NOT NULL,
+        labels TEXT NOT NULL,
+        quarantined INTEGER NOT NULL DEFAULT 0
+    ) WITHOUT ROWID;
+    """,
+)
+_COLUMNS = "digest, size, created_at, updated_at, labels, quarantined"
+_PAGE = 500
+
+
+class Blobs:
+    """Thread-safe. `locks` is None in a read-only root."""
+
+    def __init__(self, root: Path, database: Database, locks: Locks | None) -> None:
+        self._root = root
+        self._directory = root / "blobs"
+        self._database = database
+        self._locks = locks
+        database.migrate("blobs", _STEPS)
+
+    def path(self, digest: Digest) -> Path:
+        return self._directory / digest.algorithm / digest.hex
+
+    def reader(self, desc: Descriptor) -> FileReader:
+        """See `Provider.reader_at`; a negative `desc.size` is not compared."""
+        digest = Digest(desc.digest)
+        with os_errors(f"open blob {digest}"):
+            try:
+                fd = os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            except (FileNotFoundError, NotADirectoryError):
+                raise NotFound(f"no blob {digest} in {self._root}") from None
+            try:
+                found = os.fstat(fd)
+                if not stat.S_ISREG(found.st_mode):
+                    raise DataLoss(f"blob {digest} is no file")
+                # A file as long as its descriptor says needs no second opinion: opening costs no query.
+                if found.st_size != desc.size:
+                    row = self._row(digest)
+                    if row is not None and not row.quarantined and row.info.size != found.st_size:
+                        raise _damaged(digest, row.info.size, found.st_size)
+                    if desc.size >= 0:
+                        raise SizeMismatch(f"blob {digest}", desc.size, found.st_size)
+            except BaseException:
+                os.close(fd)
+                raise
+        return FileReader(fd, found.st_size, f"blob {digest}")
+
+    def has(self, digest: Digest) -> bool:
+        """Is it there, as long as it should be?"""
+        found = self._stat(digest)
+        if found is None:
+            return False
+        row = self._row(digest)
+        return row is None or row.quarantined or row.info.size == found.st_size
+
+    def info(self, digest: Digest) -> Info:
+        """`NotFound`; `DataLoss` when the file has not the size that the blob had when it was committed."""
+        found = self._stat(digest)
+        if found is None:
+            raise NotFound(f"no blob {digest} in {self._root}")
+        row = self._row(digest)
+        if row is None or row.quarantined:
+            return self._adopt(digest, found)
+        if row.info.size != found.st_size:
+            raise _damaged(digest, row.info.size, found.st_size)
+        return row.info
+
+    def place(self, data: Path, digest: Digest, size: int, labels: Mapping[str, str]) -> Info:
+        """Make the synced file `data` the blob `digest`, durably; `AlreadyExists` leaves it where it is."""
+        labels = checked(labels)
+        target = self.path(digest)
+        with self._writing(digest):
+            if self.has(digest):
+                raise AlreadyExists(f"blob {digest} is in the store already")
+            make_directory(target.parent)
+            if os.path.lexists(target):
+                aside = set_aside(self._root, target, f"{digest.algorithm}-{digest.hex}")
+                _logger.warning("blob %s had a wrong size; a good one takes its place, the old is %s", digest, aside)
+            info = self._announce(digest, size, labels)
+            try:
+                os.rename(data, target)
+            except BaseException:
+                self._forget(digest)
+                raise
+            os.chmod(target, 0o444)
+            sync_directory(target.parent)
+        return info
+
+    def update(self, digest: Digest, labels: Mapping[str, str | None], replace: bool) -> Info:
+        with self._writing(digest):
+            before = self.info(digest)
+            after = Info(
+                digest,
+                before.size,
+                before.created_at,
+                max(time.time_ns(), before.updated_at + 1),
+                merged({} if replace else before.labels, labels),
+            )
+            with self._database.transaction() as connection:
+                _write(connection, after)
+        return after
+
+    def delete(self, digest: Digest) -> None:
+        with self._writing(digest):
+            try:
+                os.unlink(self.path(digest))
+            except (FileNotFoundError, NotADirectoryError):
+                raise NotFound(f"no blob {digest} in {self._root}") from None
+            sync_directory(self.path(digest).parent)
+            self._forget(digest)
+
+    def quarantine(self, digest: Digest) -> Info:
+        """Take a bad blob out of the store; its row stays, marked, for the good one that takes its place."""
+        with self._writing(digest):
+            found = self._stat(digest)
+            if found is None:
+                raise NotFound(f"no blob {digest} in {self._root}")
+            row = self._row(digest)
+            info = row.info if row is not None else _unknown(digest, found)
+            with self._database.transaction() as connection:
+                _write(connection, info, quarantined=True)
+            aside = set_aside(self._root, self.path(digest), f"{digest.algorithm}-{digest.hex}")
+            sync_directory(self.path(digest).parent)
+            _logger.warning("blob %s is damaged; set aside as %s", digest, aside)
+        return info
+
+    def quarantined(self) -> list[Info]:
+        """Blobs that were taken out and have not come back, in order of their digests."""
+        with self._database.reading() as connection:
+            rows = connection.execute(f"SELECT {_COLUMNS} FROM blobs WHERE quarantined ORDER BY digest").fetchall()
+        infos = [_Row(row).info for row in rows]
+        return [info for info in infos if self._stat(info.digest) is None]
+
+    def walk(self, matches: filters.Filter) -> Iterator[Info]:
+        """Pages through the directory and asks for the rows of each page; nothing is held while the caller works."""
+        for algorithm in LENGTHS:
+            names = self._names(algorithm)
+            while page := list(islice(names, _PAGE)):
+                for info in self._page([Digest(f"{algorithm}:{name}") for name in page]):
+                    if matches(filters.blob_fields(info.digest, info.labels)):
+                        yield info
+
+    def _names(self, algorithm: str) -> Iterator[str]:
+        name = re.compile(f"[0-9a-f]{{{LENGTHS[algorithm]}}}\\Z")
+        try:
+            entries = os.scandir(self._directory / algorithm)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise from_os_error(error, f"list {self._directory / algorithm}") from error
+        with entries, os_errors(f"list {self._directory / algorithm}"):
+            for entry in entries:
+                if name.match(entry.name):
+                    yield entry.name
+
+    def _page(self, digests: Sequence[Digest]) -> Iterator[Info]:
+        marks = ",".join("?" * len(digests))
+        with self._database.reading() as connection:
+            found = connection.execute(f"SELECT {_COLUMNS} FROM blobs WHERE digest IN ({marks})", digests).fetchall()
+        rows = {row.info.digest: row for row in map(_Row, found)}
+        for digest in digests:
+            status = self._stat(digest)
+            row = rows.get(digest)
+            if status is None:
+                continue
+            yield _unknown(digest, status) if row is None or row.quarantined else row.info
+
+    def _stat(self, digest: Digest) -> os.stat_result | None:
+        with os_errors(f"look for blob {digest}"):
+            try:
+                found = os.stat(self.path(digest))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return found if stat.S_ISREG(found.st_mode) else None
+
+    def _row(self, digest: Digest) -> _Row | None:
+        with self._database.reading() as connection:
+            row = connection.execute(f"SELECT {_COLUMNS} FROM blobs WHERE digest = ?", (digest,)).fetchone()
+        return _Row(row) if row is not None else None
+
+    def _adopt(self, digest: Digest, found: os.stat_result) -> Info:
+        info = _unknown(digest, found)
+        if self._locks is None:
+            return info
+        with self._database.transaction() as connection:
+            row = self._row(digest)
+            if row is not None and not row.quarantined:
+                return row.info
+            if row is not None:
+                info = Info(digest, info.size, row.info.created_at, row.info.updated_at, row.info.labels)
+            _write(connection, info)
+        return info
+
+    def _announce(self, digest: Digest, size: int, labels: Mapping[str, str]) -> Info:
+        now = time.time_ns()
+        with self._database.transaction() as connection:
+            row = self._row(digest)
+            if row is not None and row.quarantined:
+                labels = {**row.info.labels, **labels}
+            info = Info(digest, size, now, now, labels)
+            _write(connection, info)
+        return info
+
+    def _forget(self, digest: Digest) -> None:
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+
+    @contextmanager
+    def _writing(self, digest: Digest) -> Iterator[None]:
+        """Hold the blob's lock; the file system's errors in the block leave as ours."""
+        if self._locks is None:
+            raise PermissionDenied(f"the store in {self._root} is read-only")
+        with self._locks.holding(f"blob:{digest}"), os_errors(f"change blob {digest}"):
+            yield
+
+
+class _Row:
+    """One row of the table."""
+
+    def __init__(self, row: tuple[str, int, int, int, str, int]) -> None:
+        digest, size, created_at, updated_at, labels, quarantined = row
+        try:
+            parsed = json.loads(labels)
+        except ValueError as error:
+            raise DataLoss(f"the labels of blob {digest} cannot be read: {error}") from None
+        self.info = Info(Digest(digest), size, created_at, updated_at, parsed)
+        self.quarantined = bool(quarantined)
+
+
+def _write(connection: sqlite3.Connection, info: Info, *, quarantined: bool = False) -> None:
+    connection.execute(
+        f"INSERT OR REPLACE INTO blobs ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)",
+        (info.digest, info.size, info.created_at, info.updated_at, json.dumps(dict(info.labels)), quarantined),
+    )
+
+
+def _unknown(digest: Digest, found: os.stat_result) -> Info:
+    """What a file says by itself."""
+    return Info(digest, found.st_size, found.st_mtime_ns, found.st_mtime_ns)
+
+
+def _damaged(digest: Digest, size: int, actual: int) -> DataLoss:
+    return DataLoss(
+        f"blob {digest} is damaged: {actual} bytes on disk, {size} when it was written; "
+        "`blobtee verify --repair` fetches it again"
+    )

@@ -1,0 +1,262 @@
+"""The metadata of a store: one SQLite file, shared by threads and processes.
+
+Each room keeps its own tables in it (`migrate`). Writers take turns; readers do not wait for them (WAL).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from blobtee.errors import (
+    BlobteeError,
+    Closed,
+    DataLoss,
+    FailedPrecondition,
+    Internal,
+    PermissionDenied,
+    ResourceExhausted,
+    StorageError,
+    StorageFull,
+)
+
+BUSY_SECONDS = 30.0
+"""How long a writer waits for the writer of another process."""
+
+_IDLE = 8
+_STEPS_TABLE = "CREATE TABLE IF NOT EXISTS migrations (component TEXT PRIMARY KEY, version INTEGER NOT NULL)"
+
+
+class Database:
+    """Thread-safe. Errors of SQLite inside the blocks of `transaction()` and `reading()` leave as errors of ours:
+    `DataLoss` for a damaged file, `StorageFull`, `PermissionDenied`, `ResourceExhausted` when other processes hold it
+    for too long, `StorageError` and `Internal` for the rest.
+    """
+
+    def __init__(self, path: Path | None, *, read_only: bool = False) -> None:
+        """Open or create the file at `path`; None means a private one in memory.
+
+        With `read_only` nothing is created; a file that is not there reads as an empty database.
+        """
+        self._path = path
+        self._read_only = read_only
+        self._memory = path is None or (read_only and not path.exists())
+        self._what = "the metadata" if path is None else str(path)
+        self._lock = threading.Lock()
+        self._turn = threading.RLock()
+        self._own = threading.local()
+        self._idle: list[sqlite3.Connection] = []
+        self._closed = False
+        with self._translated():
+            self._idle.append(self._first())
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A block that changes everything it changes, durably when left, or nothing when an error leaves it.
+
+        Writers of all processes take turns. A block inside another one of the same thread joins it.
+        """
+        if self._read_only:
+            raise PermissionDenied(f"the store is read-only: cannot change {self._what}")
+        outer: sqlite3.Connection | None = getattr(self._own, "connection", None)
+        if outer is not None:
+            if not outer.in_transaction:
+                raise Internal("a transaction was begun inside a block that only reads")
+            yield outer
+            return
+        with self._turn, self._translated(), self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A block of statements that only read. Inside a transaction of this thread it sees that one's changes."""
+        outer: sqlite3.Connection | None = getattr(self._own, "connection", None)
+        if outer is not None:
+            yield outer
+            return
+        if self._memory:
+            with self._turn, self._translated(), self._connection() as connection:
+                yield connection
+        else:
+            with self._translated(), self._connection() as connection:
+                yield connection
+
+    def migrate(self, component: str, steps: Sequence[str]) -> None:
+        """Bring the tables of `component` up to date: run those of `steps` (SQL scripts, never changed once shipped,
+        only added to) that it has not seen, all in one transaction.
+
+        `FailedPrecondition` when the file was made by a newer version, with more steps than these.
+        """
+        if self._read_only and not self._memory:
+            self._require(component, len(steps))
+            return
+        with self._turn, self._translated(), self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._step(connection, component, steps)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        """Close all connections that are not in use; one in use is closed when its block ends."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _step(self, connection: sqlite3.Connection, component: str, steps: Sequence[str]) -> None:
+        connection.execute(_STEPS_TABLE)
+        version = self._version(connection, component)
+        if version > len(steps):
+            raise self._newer()
+        for step in steps[version:]:
+            statement = ""
+            for line in step.splitlines(keepends=True):
+                statement += line
+                if sqlite3.complete_statement(statement):
+                    connection.execute(statement)
+                    statement = ""
+            if statement.strip():
+                connection.execute(statement)
+        connection.execute("INSERT OR REPLACE INTO migrations VALUES (?, ?)", (component, len(steps)))
+
+    def _require(self, component: str, version: int) -> None:
+        with self.reading() as connection:
+            try:
+                there = self._version(connection, component)
+            except sqlite3.OperationalError:  # no table of migrations yet
+                there = 0
+        if there > version:
+            raise self._newer()
+        if there < version:
+            raise PermissionDenied(f"{self._what} needs an update of its tables, and the store is read-only")
+
+    @staticmethod
+    def _version(connection: sqlite3.Connection, component: str) -> int:
+        row = connection.execute("SELECT version FROM migrations WHERE component = ?", (component,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def _newer(self) -> BlobteeError:
+        return FailedPrecondition(f"{self._what} was written by a newer version of blobtee; update this one")
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            if self._closed:
+                raise Closed("the store is closed")
+            connection = self._idle.pop() if self._idle else None
+        if connection is None:
+            connection = self._connect()
+        self._own.connection = connection
+        try:
+            yield connection
+        finally:
+            self._own.connection = None
+            with self._lock:
+                keep = not self._closed and len(self._idle) < _IDLE
+                if keep:
+                    self._idle.append(connection)
+            if not keep:
+                connection.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._memory:
+            return sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        mode = "mode=ro" if self._read_only else "mode=rwc"
+        return self._open(mode)
+
+    def _open(self, mode: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            f"file:{quote(str(self._path))}?{mode}",
+            uri=True,
+            timeout=BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            # Labels are as durable as the blob they belong to, so each commit is synced.
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _first(self) -> sqlite3.Connection:
+        """The first connection; it finds out whether the file can be used at all."""
+        if self._memory:
+            return self._connect()
+        if self._read_only:
+            return self._first_read_only()
+        connection = self._connect()
+        try:
+            deadline = time.monotonic() + BUSY_SECONDS
+            while True:
+                try:
+                    connection.execute("PRAGMA journal_mode = WAL")
+                    connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                    return connection
+                except sqlite3.OperationalError as error:
+                    # Two processes that create the file at once: SQLite does not wait here by itself.
+                    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.01)
+        except BaseException:
+            connection.close()
+            raise
+
+    def _first_read_only(self) -> sqlite3.Connection:
+        connection = self._connect()
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            return connection
+        except sqlite3.OperationalError:
+            # WAL needs its side files, and here nobody may create them. So nobody else is writing either.
+            connection.close()
+            connection = self._open("mode=ro&immutable=1")
+            try:
+                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._translate(error) from error
+
+    def _translate(self, error: sqlite3.Error) -> BlobteeError:
+        code = getattr(error, "sqlite_errorcode", None)
+        code = code & 0xFF if code is not None else None
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return DataLoss(
+                f"{self._what} is damaged ({error}); move it away to start with fresh metadata, the blobs stay"
+            )
+        if code == sqlite3.SQLITE_FULL:
+            return StorageFull(f"cannot write {self._what}: {error}; free some space and run the same command again")
+        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
+            return PermissionDenied(f"cannot write {self._what}: {error}")
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM):
+            return ResourceExhausted(f"cannot use {self._what}: {error}")
+        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+            return StorageError(f"cannot use {self._what}: {error}")
+        return Internal(f"a statement on {self._what} failed: {error}")

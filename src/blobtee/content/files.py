@@ -1,0 +1,193 @@
+"""Small file work with the order of steps that survives a crash, and the reader of a file."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blobtee.content.api import ReaderAt
+from blobtee.errors import BlobteeError, Closed, DataLoss, from_os_error
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+PIECE = 1 << 20
+"""Bytes of one read or write of bulk data (`performance.md`, Files)."""
+
+
+class FileReader(ReaderAt):
+    """Reads the file open at `fd`, which it owns, by position. Deleting or renaming the file does not disturb it.
+
+    A file that turns out shorter than `size` raises `DataLoss`.
+    """
+
+    def __init__(self, fd: int, size: int, what: str) -> None:
+        self.size = size
+        self._what = what
+        # A descriptor closed during somebody's read may be another file's by the time the kernel looks at it. So the
+        # last one out closes: readers sign in before they look at `_open`. List operations are atomic; no lock.
+        self._fd = fd
+        self._owned = [fd]
+        self._users: list[None] = []
+        self._open = True
+
+    def readinto_at(self, offset: int, buffer: WriteableBuffer) -> int:
+        self._users.append(None)
+        try:
+            if not self._open:
+                raise Closed(f"the reader of {self._what} is closed")
+            if offset < 0 or offset > self.size:
+                self._check(offset)
+            return self._fill(offset, buffer)
+        finally:
+            self._users.pop()
+            if not self._open:
+                self._close_if_unused()
+
+    def _fill(self, offset: int, buffer: WriteableBuffer) -> int:
+        try:
+            n = os.preadv(self._fd, [buffer], offset)
+            with memoryview(buffer) as view:
+                wanted = min(view.nbytes, self.size - offset)
+                if n >= wanted:
+                    return wanted
+                with view.cast("B") as rest:
+                    while n < wanted:
+                        more = os.preadv(self._fd, [rest[n:wanted]], offset + n)
+                        if more == 0:
+                            raise DataLoss(
+                                f"{self._what} has lost its end: {offset + n} of {self.size} bytes are there"
+                            )
+                        n += more
+                return n
+        except OSError as error:
+            raise from_os_error(error, f"read {self._what}") from error
+
+    def close(self) -> None:
+        self._open = False
+        self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if not self._users and self._owned:
+            try:
+                fd = self._owned.pop()
+            except IndexError:  # another thread was quicker
+                return
+            os.close(fd)
+
+    def __del__(self) -> None:
+        if self._owned:
+            self.close()
+
+
+@contextmanager
+def os_errors(doing: str) -> Iterator[None]:
+    """Turn the file system's errors of the block into ours; `doing` completes the sentence "cannot …"."""
+    try:
+        yield
+    except BlobteeError:
+        raise
+    except OSError as error:
+        raise from_os_error(error, doing) from error
+
+
+def set_aside(root: Path, path: Path, name: str) -> Path:
+    """Move the damaged `path` into `root`/broken, where nothing reads it any more, under `name` and the time."""
+    broken = root / "broken"
+    make_directory(broken)
+    target = broken / f"{name[:150]}-{time.time_ns()}"
+    os.rename(path, target)
+    sync_directory(broken)
+    return target
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in `path` durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_directory(path: Path) -> None:
+    """Make `path` and what is missing above it, durably. One that is there is left as it is."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    try:
+        os.mkdir(path, 0o755)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    else:
+        sync_directory(path.parent)
+
+
+def write_all(fd: int, data: memoryview, offset: int) -> None:
+    """Write the bytes of `data`, a view of single bytes, at `offset`."""
+    done = 0
+    while done < data.nbytes:
+        done += os.pwrite(fd, data[done:], offset + done)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put a file with `data` at `path` in one step, durably: a reader sees the old file or the new, never less."""
+    temporary = path.with_name(f".{path.name}.new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        write_all(fd, memoryview(data), 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
+def write_small(path: Path, data: bytes) -> None:
+    """Put a small file of an ingest at `path`. Not durable: a crash may leave the ingest to be started anew."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
+
+
+def read_small(path: Path, limit: int) -> bytes:
+    """The first `limit` bytes of the file at `path`."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        return os.read(fd, limit)
+    finally:
+        os.close(fd)
+
+
+_TIME = re.compile(
+    rb"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)\Z",
+)
+
+
+def format_time(ns: int) -> bytes:
+    """RFC 3339 with nanoseconds, as containerd writes the times of its ingests."""
+    seconds, fraction = divmod(ns, 1_000_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{fraction:09}Z".encode()
+
+
+def parse_time(text: bytes) -> int | None:
+    """Nanoseconds since the epoch of an RFC 3339 time; None when it is not one."""
+    match = _TIME.match(text.strip())
+    if match is None:
+        return None
+    date, clock, fraction, zone = (group.decode() if group else "" for group in match.groups())
+    try:
+        moment = datetime.fromisoformat(f"{date}T{clock}{'+00:00' if zone == 'Z' else zone}")
+    except ValueError:
+        return None
+    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86400 + since.seconds) * 1_000_000_000 + int(fraction.ljust(9, "0") or 0)

@@ -1,0 +1,205 @@
+"""The files of unfinished blobs: `<root>/ingest/<SHA-256 of the ref>/`, as containerd's own store lays them out.
+
+`data` holds the bytes, `ref` the name, `startedat` and `updatedat` the times, `total` the announced size. One file is
+ours: `offset`, there only while space for `data` is allocated ahead, so that its length says nothing. All of it is
+changed only by the holder of the ingest's lock, and `data` is made last: an ingest without it never began.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from blobtee.content.api import Status
+from blobtee.content.files import format_time, parse_time, read_small, set_aside, write_small
+from blobtee.content.locks import Locks
+from blobtee.errors import DataLoss, InvalidArgument, NotFound, TooLarge
+from blobtee.oci import Digest
+
+MAX_REF = 64 << 10
+"""Bytes of a ref; containerd's clients stay far below."""
+
+_logger = logging.getLogger(__name__)
+_NAME = re.compile(r"[0-9a-f]{64}\Z")
+_FILES = frozenset({"data", "ref", "startedat", "updatedat", "total", "offset"})
+
+
+def encode_ref(ref: str) -> bytes:
+    """The bytes of a ref. Bytes that are no UTF-8 travel as surrogates, as in file names."""
+    if not ref:
+        raise InvalidArgument("an ingest needs a ref")
+    try:
+        encoded = ref.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise InvalidArgument("a ref must be text that UTF-8 can say") from None
+    if len(encoded) > MAX_REF:
+        raise TooLarge(f"a ref of {len(encoded)} bytes; the limit is {MAX_REF}")
+    return encoded
+
+
+class Ingest:
+    """Where one ingest lives, and what its files say. Makes no promise that it exists."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.data = directory / "data"
+        self.offset_file = directory / "offset"
+
+    @property
+    def lock(self) -> str:
+        """Name of the lock that its writer holds."""
+        return f"ingest:{self.directory.name}"
+
+    def read(self) -> Status:
+        """What the files say; `NotFound` when it never began or is gone, `DataLoss` when they make no sense."""
+        try:
+            found = os.stat(self.data, follow_symlinks=False)
+            if not stat.S_ISREG(found.st_mode):
+                raise DataLoss(f"the data of ingest {self.directory.name} is no file")
+            ref = read_small(self.directory / "ref", MAX_REF + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(f"no ingest {self.directory.name}") from None
+        if hashlib.sha256(ref).hexdigest() != self.directory.name:
+            raise DataLoss(f"ingest {self.directory.name} holds another ref than its name says")
+        reserved = self._number("offset")
+        started = self._time("startedat") or found.st_mtime_ns
+        return Status(
+            ref=ref.decode("utf-8", "surrogateescape"),
+            offset=found.st_size if reserved is None else min(reserved, found.st_size),
+            total=self._number("total") or 0,
+            started_at=started,
+            updated_at=self._time("updatedat") or max(started, found.st_mtime_ns),
+        )
+
+    def create(self, ref: bytes, total: int, expected: Digest | None) -> Status:
+        """Begin anew, whatever was there. The caller holds the lock and makes `data` next."""
+        self.remove()
+        now = time.time_ns()
+        os.makedirs(self.directory, 0o755)
+        write_small(self.directory / "ref", ref)
+        write_small(self.directory / "startedat", format_time(now))
+        write_small(self.directory / "updatedat", format_time(now))
+        if total:
+            self.write_total(total)
+        return Status(ref.decode("utf-8", "surrogateescape"), 0, total, expected, now, now)
+
+    def write_total(self, total: int) -> None:
+        write_small(self.directory / "total", b"%d" % total)
+
+    def write_updated(self, ns: int) -> None:
+        write_small(self.directory / "updatedat", format_time(ns))
+
+    def remove(self) -> None:
+        """Remove everything; the caller holds the lock. `data` goes first, so that half of it never looks alive."""
+        for name in ("data", *sorted(_FILES - {"data"})):
+            try:
+                os.unlink(self.directory / name)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except IsADirectoryError:
+                break
+        try:
+            os.rmdir(self.directory)
+        except FileNotFoundError:
+            return
+        except OSError:
+            # Something of somebody else's is in there, or it is no directory.
+            if self.directory.is_dir() and not self.directory.is_symlink():
+                shutil.rmtree(self.directory)
+            else:
+                os.unlink(self.directory)
+
+    def _number(self, name: str) -> int | None:
+        """The number in a file; None when it is missing or nothing was written yet, 0 when it holds something else."""
+        try:
+            text = read_small(self.directory / name, 32)
+        except FileNotFoundError:
+            return None
+        if not text:
+            return None
+        try:
+            return max(0, int(text))
+        except ValueError:
+            return 0
+
+    def _time(self, name: str) -> int | None:
+        try:
+            return parse_time(read_small(self.directory / name, 64))
+        except FileNotFoundError:
+            return None
+
+
+class Ingests:
+    """All ingests of a root."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._directory = root / "ingest"
+
+    def of(self, ref: str) -> Ingest:
+        return Ingest(self._directory / hashlib.sha256(encode_ref(ref)).hexdigest())
+
+    def statuses(self) -> Iterator[Status]:
+        """Every ingest that can be read; the others are left out."""
+        for name in self._names():
+            try:
+                yield Ingest(self._directory / name).read()
+            except (NotFound, DataLoss, OSError):
+                continue
+
+    def recover(self, locks: Locks) -> list[str]:
+        """Clear away what a crash left: ingests that never began go, damaged ones are set aside.
+
+        Returns a sentence for each of the latter. Ingests that somebody writes are passed over, and so is what the
+        file system refuses to move: a start never fails here.
+        """
+        problems = []
+        for name in self._names():
+            ingest = Ingest(self._directory / name)
+            if not locks.try_acquire(ingest.lock):
+                continue
+            try:
+                problem = self._recover(ingest)
+            except OSError as error:
+                problem = f"ingest {name} cannot be used: {error.strerror or error}"
+            finally:
+                locks.release(ingest.lock)
+            if problem is not None:
+                _logger.warning("%s", problem)
+                problems.append(problem)
+        return problems
+
+    def _recover(self, ingest: Ingest) -> str | None:
+        try:
+            if not _NAME.match(ingest.directory.name):
+                raise DataLoss(f"{ingest.directory.name!r:.100} is no ingest")
+            ingest.read()
+            return None
+        except NotFound:
+            try:
+                began = not set(os.listdir(ingest.directory)) <= _FILES
+            except NotADirectoryError:
+                began = True
+            except FileNotFoundError:
+                return None
+            if not began:
+                ingest.remove()
+                return None
+            reason = f"ingest {ingest.directory.name} is not in the form of one"
+        except DataLoss as error:
+            reason = str(error)
+        aside = set_aside(self._root, ingest.directory, f"ingest-{ingest.directory.name}")
+        return f"{reason}; set aside as {aside}"
+
+    def _names(self) -> list[str]:
+        try:
+            return os.listdir(self._directory)
+        except (FileNotFoundError, NotADirectoryError):
+            return []

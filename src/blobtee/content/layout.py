@@ -1,0 +1,150 @@
+"""Names of images in an OCI image layout (image specification, image-layout.md).
+
+`index.json` is the truth for names: skopeo, crane and BuildKit read it, and may have written it. So entries of theirs
+and members unknown here are kept as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from blobtee.content.files import os_errors, read_small, replace_file
+from blobtee.content.locks import Locks
+from blobtee.errors import InvalidArgument, InvalidDocument, NotFound, TooLarge, from_os_error
+from blobtee.oci import Descriptor, mediatypes
+
+LAYOUT_FILE = "oci-layout"
+INDEX_FILE = "index.json"
+REF_NAME = "org.opencontainers.image.ref.name"
+IMAGE_NAME = "io.containerd.image.name"
+"""containerd's annotation for a full name, where `REF_NAME` may be a mere tag."""
+
+MAX_INDEX = 64 << 20
+"""Bytes of an index.json that are read: some 100,000 images."""
+
+_VERSION = "1.0.0"
+
+
+class Layout:
+    """The names in the layout at `root`. Thread-safe, also between processes: changes take turns."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._index = root / INDEX_FILE
+        self._turn = threading.Lock()
+
+    def ensure(self) -> None:
+        """Make the two files where they are missing."""
+        with os_errors(f"make an OCI layout in {self.root}"):
+            if self._complete():
+                return
+            with self._changing():
+                if not (self.root / LAYOUT_FILE).exists():
+                    replace_file(self.root / LAYOUT_FILE, json.dumps({"imageLayoutVersion": _VERSION}).encode())
+                if not self._index.exists():
+                    self._write({"schemaVersion": 2, "mediaType": mediatypes.OCI_INDEX, "manifests": []})
+
+    def names(self) -> dict[str, Descriptor]:
+        """What each name stands for, in the order of the file; entries without a name are left out.
+
+        No file means no names; `InvalidDocument` for one that is no index.
+        """
+        with os_errors(f"read {self._index}"):
+            entries = self._entries(self._read())
+        # The first of equal names counts, as it does for skopeo.
+        found: dict[str, Descriptor] = {}
+        for entry in entries:
+            name = _name(entry)
+            if name and name not in found:
+                found[name] = Descriptor.from_json(entry)
+        return found
+
+    def get(self, name: str) -> Descriptor:
+        """What `name` stands for; `NotFound`."""
+        try:
+            return self.names()[name]
+        except KeyError:
+            raise NotFound(f"no image {name[:300]!r} in {self.root}") from None
+
+    def set(self, name: str, desc: Descriptor) -> None:
+        """Let `name` stand for `desc`, durably, whatever it stood for before."""
+        if not name:
+            raise InvalidArgument("an image needs a name")
+        entry = desc.annotated({REF_NAME: name, IMAGE_NAME: name}).to_json()
+
+        def change(entries: list[Any]) -> list[Any]:
+            return [*(other for other in entries if _name(other) != name), entry]
+
+        self._change(change)
+
+    def remove(self, name: str) -> None:
+        """Forget `name`, durably; `NotFound`."""
+
+        def change(entries: list[Any]) -> list[Any]:
+            kept = [other for other in entries if _name(other) != name]
+            if len(kept) == len(entries):
+                raise NotFound(f"no image {name[:300]!r} in {self.root}")
+            return kept
+
+        self._change(change)
+
+    def _change(self, change: Callable[[list[Any]], list[Any]]) -> None:
+        with os_errors(f"write {self._index}"), self._changing():
+            index = self._read()
+            self._write({**index, "manifests": change(self._entries(index))})
+
+    def _complete(self) -> bool:
+        return (self.root / LAYOUT_FILE).exists() and self._index.exists()
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            if os.stat(self._index).st_size > MAX_INDEX:
+                raise TooLarge(f"{self._index} is larger than {MAX_INDEX} bytes")
+            raw = read_small(self._index, MAX_INDEX)
+        except FileNotFoundError:
+            return {"schemaVersion": 2, "mediaType": mediatypes.OCI_INDEX, "manifests": []}
+        try:
+            index = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise InvalidDocument(f"{self._index} is not JSON: {str(error)[:100]}") from None
+        if not isinstance(index, dict):
+            raise InvalidDocument(f"{self._index} is no image index")
+        return index
+
+    def _entries(self, index: dict[str, Any]) -> list[Any]:
+        entries = index.get("manifests")
+        if entries is None:
+            return []
+        if not isinstance(entries, list):
+            raise InvalidDocument(f"the manifests in {self._index} are no list")
+        return entries
+
+    def _write(self, index: dict[str, Any]) -> None:
+        replace_file(self._index, json.dumps(index, ensure_ascii=False, separators=(",", ":")).encode())
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        with self._turn:
+            try:
+                locks = Locks(self.root)
+            except OSError as error:
+                raise from_os_error(error, f"change {self._index}") from error
+            try:
+                with locks.holding("index.json"):
+                    yield
+            finally:
+                locks.close()
+
+
+def _name(entry: Any) -> str | None:
+    annotations = entry.get("annotations") if isinstance(entry, dict) else None
+    if not isinstance(annotations, dict):
+        return None
+    name = annotations.get(IMAGE_NAME) or annotations.get(REF_NAME)
+    return name if isinstance(name, str) else None

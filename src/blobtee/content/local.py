@@ -1,0 +1,258 @@
+"""The store on disk.
+
+    <root>/blobs/<algorithm>/<hex>        the bytes of a blob
+    <root>/ingest/<SHA-256 of ref>/       unfinished blobs (`content.ingests`)
+    <root>/broken/                        what was damaged, out of everybody's way
+    <root>/oci-layout, index.json         names of images (`content.layout`)
+    <root>/blobtee.db                     labels, times and what other rooms keep (`content.database`)
+    <root>/.blobtee.lock                  the locks of all of it (`content.locks`)
+
+The first two are containerd's own layout and, with the names, an OCI image layout (`spec/content.md` section 4): a root
+that either of them made is adopted as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from blobtee.content import filters
+from blobtee.content.api import Info, ReaderAt, Status, Writer
+from blobtee.content.blobs import Blobs
+from blobtee.content.checks import check_total
+from blobtee.content.database import Database
+from blobtee.content.files import make_directory, os_errors
+from blobtee.content.ingests import Ingest, Ingests, encode_ref
+from blobtee.content.layout import Layout
+from blobtee.content.locks import Locks
+from blobtee.content.writer import LocalWriter
+from blobtee.errors import (
+    AlreadyExists,
+    Closed,
+    DataLoss,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    RefLocked,
+    from_os_error,
+)
+from blobtee.oci import Descriptor, Digest
+
+DATABASE = "blobtee.db"
+
+
+class LocalStore:
+    """`Store` on disk, shared by any number of threads and processes. A context manager.
+
+    `metadata` is the database that other rooms keep their tables in, `layout` the names of images, and `problems` says
+    in a sentence each what was found damaged and set aside at the opening. After a fork the child opens its own.
+
+    An existing store that may not be written is opened for reading (`read_only`); changing it is `PermissionDenied`.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        """Open the store in `root`, made when missing.
+
+        `InvalidArgument` when `root` is something else than a directory, `PermissionDenied`, `DataLoss` when the
+        metadata are damaged, `FailedPrecondition` when a newer version wrote them. Damaged ingests never matter here.
+        """
+        self.root = Path(os.path.abspath(root))
+        self._mutex = threading.Lock()
+        self._writers: dict[str, LocalWriter] = {}
+        self._closed = False
+        self._locks = self._open_root()
+        self.read_only = self._locks is None
+        try:
+            self.metadata = Database(self.root / DATABASE, read_only=self.read_only)
+            try:
+                self._blobs = Blobs(self.root, self.metadata, self._locks)
+                self._ingests = Ingests(self.root)
+                self.layout = Layout(self.root)
+                self.problems: tuple[str, ...] = ()
+                if self._locks is not None:
+                    self.layout.ensure()
+                    self.problems = tuple(self._ingests.recover(self._locks))
+            except BaseException:
+                self.metadata.close()
+                raise
+        except BaseException:
+            if self._locks is not None:
+                self._locks.close()
+            raise
+
+    def _open_root(self) -> Locks | None:
+        """Make what is missing of the root; None when it may only be read."""
+        if self.root.exists() and not self.root.is_dir():
+            raise InvalidArgument(f"{self.root} is not a directory")
+        try:
+            make_directory(self.root / "blobs" / "sha256")
+            make_directory(self.root / "ingest")
+            return Locks(self.root)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InvalidArgument(f"{error.filename} is not a directory") from error
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                if os.access(self.root / "blobs", os.R_OK | os.X_OK):
+                    return None
+                raise PermissionDenied(f"cannot make a store in {self.root}: {error.strerror}") from error
+            raise from_os_error(error, f"open the store in {self.root}") from error
+
+    # ---- Provider, Manager --------------------------------------------------------------------------------------
+
+    def reader_at(self, desc: Descriptor) -> ReaderAt:
+        """See `Provider`. `DataLoss` when the file has not the size it had when the blob was written."""
+        self._check_open()
+        return self._blobs.reader(desc)
+
+    def info(self, digest: str) -> Info:
+        """See `InfoProvider`. `DataLoss` as for `reader_at`."""
+        self._check_open()
+        return self._blobs.info(Digest(digest))
+
+    def update(self, digest: str, labels: Mapping[str, str | None], *, replace: bool = False) -> Info:
+        self._check_open()
+        return self._blobs.update(Digest(digest), labels, replace)
+
+    def walk(self, *filters_: str) -> Iterator[Info]:
+        """See `Manager`; in no order. A damaged blob is listed with the size that it should have."""
+        self._check_open()
+        return self._blobs.walk(filters.parse(filters_))
+
+    def delete(self, digest: str) -> None:
+        self._check_open()
+        self._blobs.delete(Digest(digest))
+
+    def quarantine(self, digest: str) -> Info:
+        """Move a blob that is known to be bad to `<root>/broken/`; `NotFound`.
+
+        Its labels, returned here, stay with the digest: a good blob committed later has them from its first moment on.
+        """
+        self._check_open()
+        return self._blobs.quarantine(Digest(digest))
+
+    def quarantined(self) -> list[Info]:
+        """Blobs that were put in quarantine and have not been brought back."""
+        self._check_open()
+        return self._blobs.quarantined()
+
+    # ---- Ingester, IngestManager ----------------------------------------------------------------------------------
+
+    def writer(self, ref: str, *, total: int = 0, expected: str | None = None) -> Writer:
+        """See `Ingester`. Resuming reads what is there, to hash it. `AlreadyExists` removes a leftover of `ref`."""
+        locks = self._writable()
+        ingest = self._ingests.of(ref)
+        if not locks.try_acquire(ingest.lock):
+            raise RefLocked(f"ingest {ref[:200]!r} is being written by somebody else")
+        try:
+            check_total(total)
+            digest = Digest(expected) if expected else None
+            with os_errors(f"open ingest {ref[:200]!r}"):
+                if digest is not None and self._blobs.has(digest):
+                    ingest.remove()
+                    raise AlreadyExists(f"blob {digest} is in the store already")
+                status = self._begin(ingest, ref, total, digest)
+                writer = LocalWriter(ingest, status, self._blobs, lambda: self._release(ingest))
+        except BaseException:
+            locks.release(ingest.lock)
+            raise
+        with self._mutex:
+            closed = self._closed
+            self._writers[ingest.lock] = writer
+        if closed:
+            writer.close()
+            self._check_open()
+        return writer
+
+    def status(self, ref: str) -> Status:
+        self._check_open()
+        if not ref:
+            raise NotFound("no ingest without a ref")
+        ingest = self._ingests.of(ref)
+        with self._mutex:
+            writer = self._writers.get(ingest.lock)
+        if writer is not None:
+            return writer.status
+        with os_errors(f"read ingest {ref[:200]!r}"):
+            try:
+                return ingest.read()
+            except NotFound:
+                raise NotFound(f"no ingest {ref[:200]!r} in {self.root}") from None
+
+    def statuses(self, *filters_: str) -> list[Status]:
+        self._check_open()
+        matches = filters.parse(filters_)
+        with self._mutex:
+            open_now = {writer.status.ref: writer.status for writer in self._writers.values()}
+        found = (open_now.get(status.ref, status) for status in self._ingests.statuses())
+        return [status for status in found if matches(filters.ingest_fields(status.ref))]
+
+    def abort(self, ref: str) -> None:
+        locks = self._writable()
+        if not ref:
+            return
+        ingest = self._ingests.of(ref)
+        if not locks.try_acquire(ingest.lock):
+            raise RefLocked(f"ingest {ref[:200]!r} is being written")
+        try:
+            with os_errors(f"remove ingest {ref[:200]!r}"):
+                ingest.remove()
+        finally:
+            locks.release(ingest.lock)
+
+    # ---- life -------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close what is open, writers included (their data stays); readers read on. A second call does nothing."""
+        with self._mutex:
+            self._closed = True
+            writers = list(self._writers.values())
+        for writer in writers:
+            writer.close()
+        self.metadata.close()
+        if self._locks is not None:
+            self._locks.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"LocalStore({str(self.root)!r})"
+
+    def _begin(self, ingest: Ingest, ref: str, total: int, expected: Digest | None) -> Status:
+        """State of the ingest that a new writer goes on with, made when missing."""
+        try:
+            status = ingest.read()
+        except (NotFound, DataLoss):
+            return ingest.create(encode_ref(ref), total, expected)
+        if total and status.total and total != status.total:
+            return ingest.create(encode_ref(ref), total, expected)
+        if total and not status.total:
+            ingest.write_total(total)
+        return dataclasses.replace(status, total=total or status.total, expected=expected)
+
+    def _release(self, ingest: Ingest) -> None:
+        with self._mutex:
+            self._writers.pop(ingest.lock, None)
+        if self._locks is not None:
+            self._locks.release(ingest.lock)
+
+    def _writable(self) -> Locks:
+        self._check_open()
+        if self._locks is None:
+            raise PermissionDenied(f"the store in {self.root} is read-only")
+        return self._locks
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed(f"the store in {self.root} is closed")

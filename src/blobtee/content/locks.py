@@ -1,0 +1,95 @@
+"""Locks that hold between threads and between processes, and that die with their holder.
+
+All locks of one store are byte ranges of one file, taken as open-file-description locks: the kernel drops them when
+the process ends, however it ends, and no lock file is ever left behind or removed under somebody who waits on it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from blobtee.errors import Closed, from_os_error
+
+LOCK_FILE = ".blobtee.lock"
+
+
+class Locks:
+    """The locks of one directory, by name. A lock is not re-entrant.
+
+    One descriptor serves all threads of this object, so threads are kept apart here and processes by the kernel.
+    After a fork the child must open its own.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Opens (creates) the lock file; raises the plain OSError when that is refused."""
+        self._fd = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._changed = threading.Condition()
+        self._held: set[int] = set()
+
+    def try_acquire(self, name: str) -> bool:
+        """Take the lock called `name` if nobody holds it."""
+        place = _place(name)
+        with self._changed:
+            if self._fd < 0:
+                raise Closed("the store is closed")
+            if place in self._held or not self._ask(place, fcntl.F_WRLCK, wait=False):
+                return False
+            self._held.add(place)
+            return True
+
+    def release(self, name: str) -> None:
+        """Give back a lock that this object holds; nothing happens after `close()`."""
+        place = _place(name)
+        with self._changed:
+            if place in self._held:
+                self._held.discard(place)
+                self._ask(place, fcntl.F_UNLCK, wait=False)
+                self._changed.notify_all()
+
+    @contextmanager
+    def holding(self, name: str) -> Iterator[None]:
+        """Hold the lock called `name`, waiting for it. For work of milliseconds: the wait cannot be cancelled."""
+        place = _place(name)
+        with self._changed:
+            while place in self._held:
+                self._changed.wait()
+            if self._fd < 0:
+                raise Closed("the store is closed")
+            self._held.add(place)
+        try:
+            self._ask(place, fcntl.F_WRLCK, wait=True)
+            yield
+        finally:
+            self.release(name)
+
+    def close(self) -> None:
+        """Give back everything. A second call does nothing."""
+        with self._changed:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+            self._held.clear()
+            self._changed.notify_all()
+
+    def _ask(self, place: int, kind: int, *, wait: bool) -> bool:
+        request = struct.pack("hhqqi", kind, os.SEEK_SET, place, 1, 0)
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, request)
+        except OSError as error:
+            if not wait and error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise from_os_error(error, "lock the store") from error
+        return True
+
+
+def _place(name: str) -> int:
+    # 62 bits of offset: two names that meet would only wait for each other, once in a few billion names.
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big") >> 2

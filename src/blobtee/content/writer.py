@@ -1,0 +1,248 @@
+"""The writer of one ingest on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from blobtee import tasks
+from blobtee.content.api import Info, Status, Writer
+from blobtee.content.blobs import Blobs
+from blobtee.content.checks import check_commit, check_truncation, flat
+from blobtee.content.digester import Hash, digest_of, digester
+from blobtee.content.files import PIECE, os_errors, write_all
+from blobtee.content.ingests import Ingest
+from blobtee.errors import AlreadyExists, BlobteeError, Closed, StorageFull, from_os_error
+from blobtee.oci import Digest
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
+_logger = logging.getLogger(__name__)
+
+ALLOCATE_FROM = 1 << 20
+"""Bytes from which on space for the whole blob is asked for before its first byte."""
+
+
+class LocalWriter(Writer):
+    """Writes at the end of the ingest's `data`, and hashes what it writes.
+
+    Whoever makes one holds the ingest's lock; `release` is called once, when the writer is through with it.
+    """
+
+    def __init__(self, ingest: Ingest, status: Status, blobs: Blobs, release: Callable[[], None]) -> None:
+        """Open the data, cut to `status.offset`, and hash what is there; the lock stays with the caller on errors."""
+        self._ingest = ingest
+        self._status = status
+        self._blobs = blobs
+        self._release = release
+        # Closing the store closes its writers, and must not pull the descriptor from under one that is writing.
+        self._turn = threading.RLock()
+        self._algorithm = status.expected.algorithm if status.expected is not None else "sha256"
+        self._hash = digester(self._algorithm)
+        self._offset_fd = -1
+        self._allocate = status.total >= ALLOCATE_FROM
+        self._synced = False
+        self._touched = False
+        self._fd = os.open(ingest.data, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            # The rest may be space that was allocated ahead, or bytes that nobody counted when the writer was killed.
+            if os.fstat(self._fd).st_size > status.offset:
+                os.ftruncate(self._fd, status.offset)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(ingest.offset_file)
+            self._hash = self._hash_file(self._algorithm, status.offset)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    @property
+    def status(self) -> Status:
+        return self._status
+
+    @property
+    def digest(self) -> Digest:
+        return digest_of(self._algorithm, self._hash)
+
+    def write(self, data: Buffer) -> int:
+        """See `Writer.write`. When `status.total` bytes are there they are synced, so that `commit` is a rename.
+
+        A failed sync starts the ingest over: nobody knows then which bytes reached the disk.
+        """
+        with self._turn, flat(data) as view:
+            self._check_open()
+            if not view.nbytes:
+                return 0
+            self._synced = False
+            self._allocate_ahead()
+            for start in range(0, view.nbytes, PIECE):
+                with view[start : start + PIECE] as piece:
+                    self._append(piece)
+            if self._status.offset == self._status.total:
+                self._sync()
+            return view.nbytes
+
+    def truncate(self, size: int) -> None:
+        """Any `size` up to the current offset; other than 0 it reads what stays."""
+        with self._turn, os_errors("truncate an ingest"):
+            self._check_open()
+            check_truncation(size, self._status.offset)
+            os.ftruncate(self._fd, size)
+            self._drop_offset_file()
+            # Until the hash is made anew there is nothing that belongs together.
+            self._advance_to(0)
+            self._hash = self._hash_file(self._algorithm, size)
+            self._advance_to(size)
+            self._allocate = self._status.total >= ALLOCATE_FROM
+            self._synced = False
+
+    def commit(self, size: int = 0, expected: str | None = None, labels: Mapping[str, str] | None = None) -> Info:
+        """See `Writer.commit`. After any error the writer is closed."""
+        with self._turn:
+            self._check_open()
+            try:
+                info = self._commit(size, expected, labels or {})
+            except AlreadyExists:
+                self._finish(remove=True)
+                raise
+            except BaseException:
+                self._finish(remove=False)
+                raise
+            self._finish(remove=True)
+            return info
+
+    def close(self) -> None:
+        with self._turn:
+            self._finish(remove=False)
+
+    def _commit(self, size: int, expected: str | None, labels: Mapping[str, str]) -> Info:
+        digest = check_commit(self._status, size, expected, self._digest_as)
+        if self._blobs.has(digest):
+            raise AlreadyExists(f"blob {digest} is in the store already")
+        with os_errors(f"commit blob {digest}"):
+            self._settle()
+            if not self._synced:
+                self._sync()
+            return self._blobs.place(self._ingest.data, digest, self._status.offset, labels)
+
+    def _append(self, piece: memoryview) -> None:
+        """Write and hash one piece; a piece that fails leaves no trace."""
+        offset = self._status.offset
+        try:
+            write_all(self._fd, piece, offset)
+            if self._offset_fd >= 0:
+                os.pwrite(self._offset_fd, b"%020d" % (offset + piece.nbytes), 0)
+        except OSError as error:
+            if self._offset_fd < 0:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._fd, offset)
+            raise from_os_error(error, f"write {piece.nbytes} bytes to an ingest at offset {offset}") from error
+        self._hash.update(piece)
+        self._advance_to(offset + piece.nbytes)
+
+    def _advance_to(self, offset: int) -> None:
+        self._touched = True
+        self._status = dataclasses.replace(
+            self._status, offset=offset, updated_at=max(time.time_ns(), self._status.updated_at)
+        )
+
+    def _allocate_ahead(self) -> None:
+        """Ask for the space of the whole blob, once: a full disk shows now, and the file comes out in few pieces."""
+        if not self._allocate:
+            return
+        self._allocate = False
+        offset, total = self._status.offset, self._status.total
+        if offset >= total:
+            return
+        try:
+            self._offset_fd = os.open(self._ingest.offset_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            os.pwrite(self._offset_fd, b"%020d" % offset, 0)
+            os.posix_fallocate(self._fd, offset, total - offset)
+        except OSError as error:
+            with os_errors("undo an allocation"):
+                os.ftruncate(self._fd, offset)
+                self._drop_offset_file()
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                self._allocate = True
+                raise StorageFull(
+                    f"no room for a blob of {total} bytes; free some space and run the same command again"
+                ) from error
+            # The file system cannot allocate ahead, or not that much: it will say so when it is full.
+
+    def _settle(self) -> None:
+        """Make the length of the data the offset again."""
+        if self._offset_fd >= 0:
+            if os.fstat(self._fd).st_size != self._status.offset:
+                os.ftruncate(self._fd, self._status.offset)
+            self._drop_offset_file()
+
+    def _drop_offset_file(self) -> None:
+        if self._offset_fd >= 0:
+            os.close(self._offset_fd)
+            self._offset_fd = -1
+            os.unlink(self._ingest.offset_file)
+
+    def _sync(self) -> None:
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            with contextlib.suppress(OSError, BlobteeError):
+                self.truncate(0)
+            raise from_os_error(error, "sync an ingest, which starts over") from error
+        self._synced = True
+
+    def _digest_as(self, algorithm: str) -> Digest:
+        if algorithm == self._algorithm:
+            return self.digest
+        with os_errors("read an ingest"):
+            return digest_of(algorithm, self._hash_file(algorithm, self._status.offset))
+
+    def _hash_file(self, algorithm: str, size: int) -> Hash:
+        """Hash the first `size` bytes of the data. Cancellable."""
+        hashed = digester(algorithm)
+        buffer = bytearray(min(PIECE, size))
+        at = 0
+        with memoryview(buffer) as view:
+            while at < size:
+                tasks.check()
+                n = os.preadv(self._fd, [view[: size - at]], at)
+                if n == 0:
+                    raise OSError(errno.EIO, "an ingest has lost its end")
+                hashed.update(view[:n])
+                at += n
+        return hashed
+
+    def _check_open(self) -> None:
+        if self._fd < 0:
+            raise Closed(f"the writer of {self._status.ref[:200]!r} is closed")
+
+    def _finish(self, *, remove: bool) -> None:
+        """Close everything and give the lock back. Never fails: what cannot be tidied is found at the next opening."""
+        if self._fd < 0:
+            return
+        try:
+            if remove:
+                if self._offset_fd >= 0:
+                    os.close(self._offset_fd)
+                    self._offset_fd = -1
+                self._ingest.remove()
+            else:
+                self._settle()
+                if self._touched:
+                    self._ingest.write_updated(self._status.updated_at)
+        except OSError as error:
+            _logger.warning("ingest %.200r was left untidy: %s", self._status.ref, error)
+        finally:
+            if self._offset_fd >= 0:
+                os.close(self._offset_fd)
+                self._offset_fd = -1
+            os.close(self._fd)
+            self._fd = -1
+            self._release()
