@@ -1,0 +1,201 @@
+/* blobtee.h - the contract of the C core.
+ *
+ * Rules that hold for every function below:
+ *  - Sizes and offsets are bytes and say so (`_nbytes`); counts of other things name the thing (`nblocks`).
+ *  - The caller owns every context and every buffer. Nothing here keeps a pointer after it returns.
+ *  - No global state, save one word: which CPU features may be used (see bt_cpu_restrict).
+ *  - Different contexts may be used by different threads at once. One context may not: functions that take a
+ *    context which can be busy claim it atomically, and answer BT_BUSY - having touched nothing - when another
+ *    thread is inside. That is a report of a mistake, not a lock to wait on.
+ *  - A pointer may be NULL only where that is said, or when the size that goes with it is 0.
+ *  - Functions without a failure value cannot fail.
+ */
+#ifndef BLOBTEE_H
+#define BLOBTEE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* ---- results ------------------------------------------------------------------------------------------------ */
+
+enum bt_result {
+    BT_OK = 0,
+    /* mistakes of the caller */
+    BT_BUSY = -1,          /* another thread is inside this context */
+    BT_BAD_ARGUMENT = -2,  /* an argument outside its documented range */
+    BT_BAD_STATE = -3,     /* bytes that are no serialised state of ours */
+    BT_TOO_LONG = -4,      /* more input than the algorithm is defined for */
+    BT_NOT_DRAINED = -5,   /* output is still waiting: finish was called too early */
+    BT_NO_SPACE = -6,      /* the output buffer is smaller than the result */
+    BT_NO_MEMORY = -7,
+    /* facts about the input */
+    BT_TRUNCATED = -20,    /* the stream ends inside a member, or is empty */
+    BT_BAD_MAGIC = -21,    /* the first member does not start as gzip does */
+    BT_BAD_METHOD = -22,   /* a compression method other than deflate */
+    BT_BAD_FLAGS = -23,    /* reserved header flags are set */
+    BT_BAD_HEADER_CRC = -24,
+    BT_BAD_DEFLATE = -25,  /* an invalid block, symbol or distance */
+    BT_BAD_CRC = -26,
+    BT_BAD_ISIZE = -27,
+    BT_TRAILING_GARBAGE = -28, /* after a member: neither another member nor zero padding */
+    /* our own fault */
+    BT_INTERNAL = -90,
+};
+
+/* One short English phrase for a result, never NULL, static storage. Thread-safe. */
+const char *bt_strerror(int result);
+
+/* ---- CPU features ------------------------------------------------------------------------------------------- */
+
+#define BT_CPU_SHANI (1u << 0)       /* x86: SHA extensions (with SSSE3 and SSE4.1)        word: shani       */
+#define BT_CPU_SSE42 (1u << 1)       /* x86: SSE4.2, the crc32 instruction                 word: sse42       */
+#define BT_CPU_PCLMUL (1u << 2)      /* x86: carry-less multiplication                     word: pclmul      */
+#define BT_CPU_ARM_SHA2 (1u << 3)    /* aarch64: SHA-256 instructions                      word: armv8-sha2  */
+#define BT_CPU_ARM_CRC32 (1u << 4)   /* aarch64: crc32c instructions                       word: armv8-crc32 */
+#define BT_CPU_ARM_PMULL (1u << 5)   /* aarch64: 64-bit polynomial multiplication          word: armv8-pmull */
+#define BT_CPU_ALL ((1u << 6) - 1)
+
+/* What the processor has, whatever is allowed. Thread-safe. */
+uint32_t bt_cpu_found(void);
+
+/* What may be used: found, restricted by the last bt_cpu_restrict. Thread-safe. */
+uint32_t bt_cpu_allowed(void);
+
+/* Sets what may be used from `words`: NULL, "" or "native" = all that is found; "portable" = nothing;
+ * else a comma list of feature words, blanks around them ignored. A word known to blobtee but not found on this
+ * machine is ignored, so one list serves many machines.
+ * Returns BT_OK; BT_BAD_ARGUMENT for an unknown or empty word, then words[*bad_begin, *bad_end) is it and nothing changed.
+ * Call it before the other functions are in use by other threads (a running call may see either word). */
+int bt_cpu_restrict(const char *words, size_t *bad_begin, size_t *bad_end);
+
+/* The word of one feature bit, NULL when `feature` is not exactly one known bit. Static storage. Thread-safe. */
+const char *bt_cpu_word(uint32_t feature);
+
+/* ---- SHA-256 (FIPS 180-4) ----------------------------------------------------------------------------------- */
+
+#define BT_SHA256_DIGEST_NBYTES 32
+#define BT_SHA256_BLOCK_NBYTES 64
+/* a serialised state is at most this long (see bt_sha256_save) */
+#define BT_SHA256_STATE_MAX_NBYTES 115
+
+/* Fields are private. No pointers inside: it may be moved while no call is in progress. */
+typedef struct bt_sha256 {
+    uint32_t state[8];
+    uint64_t nbytes;      /* hashed so far; the low six bits are the fill of `partial` */
+    uint8_t partial[BT_SHA256_BLOCK_NBYTES];
+    uint32_t busy;
+} bt_sha256;
+
+/* Starts an empty message. Not safe while another thread uses h. */
+void bt_sha256_init(bt_sha256 *h);
+
+/* Appends in[0, in_nbytes). BT_OK; BT_BUSY; BT_TOO_LONG past 2**61 - 1 bytes in all (h is unchanged). */
+int bt_sha256_update(bt_sha256 *h, const uint8_t *in, size_t in_nbytes);
+
+/* Appends in[i] to h[i] for each i < n, several streams at a time on this one core. Fastest when the longest inputs come
+ * first. BT_OK; BT_BUSY when a context is in use or appears twice; BT_TOO_LONG: after a failure every h[i] is unchanged. */
+int bt_sha256_update_many(bt_sha256 *const *h, const uint8_t *const *in, const size_t *in_nbytes, size_t n);
+
+/* The digests of n whole buffers, several at a time on this one core, into digests[32 * i, 32 * i + 32).
+ * Fastest when the longest inputs come first. BT_OK; BT_TOO_LONG. Thread-safe. */
+int bt_sha256_many(const uint8_t *const *in, const size_t *in_nbytes, size_t n, uint8_t *digests);
+
+/* Writes the digest of what was appended so far; more may be appended after. BT_OK; BT_BUSY. */
+int bt_sha256_digest(bt_sha256 *h, uint8_t digest[BT_SHA256_DIGEST_NBYTES]);
+
+/* to = from. BT_OK; BT_BUSY when `from` is in use. `to` must not be in use. */
+int bt_sha256_copy(bt_sha256 *to, bt_sha256 *from);
+
+/* *nbytes = bytes appended so far. BT_OK; BT_BUSY. */
+int bt_sha256_nbytes(bt_sha256 *h, uint64_t *nbytes);
+
+/* Serialises the state in the middle of a stream: big-endian, the same on every machine and path.
+ *   "btsha2" version:u16 = 1   nbytes:u64   state:8 * u32   partial: nbytes % 64 bytes   crc32c of all before: u32
+ * Returns its length (at most BT_SHA256_STATE_MAX_NBYTES), or BT_BUSY. */
+int bt_sha256_save(bt_sha256 *h, uint8_t out[BT_SHA256_STATE_MAX_NBYTES]);
+
+/* Starts h from a serialised state. BT_OK; BT_BAD_STATE (wrong tag, version, length, checksum, or a state that no
+ * message has), then h is unchanged. The checksum finds accidents, not forgery. h must not be in use. */
+int bt_sha256_restore(bt_sha256 *h, const uint8_t *in, size_t in_nbytes);
+
+/* The name of the implementation in use ("shani", "armv8-sha2", "portable"), and how many streams it interleaves. */
+const char *bt_sha256_path(void);
+int bt_sha256_lanes(void);
+
+/* ---- CRC-32C (Castagnoli; RFC 3720 appendix B.4) ------------------------------------------------------------ */
+
+/* The checksum of the bytes that gave `value` (0 for none) followed by in[0, in_nbytes). Thread-safe. */
+uint32_t bt_crc32c(uint32_t value, const uint8_t *in, size_t in_nbytes);
+
+/* The implementation in use: "sse42+pclmul", "sse42", "armv8-crc32+pmull", "armv8-crc32", "portable". */
+const char *bt_crc32c_path(void);
+
+/* ---- gzip (RFC 1952): reading ------------------------------------------------------------------------------- */
+
+typedef struct bt_inflater bt_inflater;
+
+/* What bt_inflate_stat tells. */
+typedef struct bt_inflate_info {
+    uint64_t total_in_nbytes;  /* consumed from the caller, over all calls */
+    uint64_t total_out_nbytes; /* produced, over all calls */
+    uint64_t members;          /* members whose trailer was read and right */
+    int finished;              /* 1: what was read so far is a whole stream, all of it handed out */
+    int needs_input;           /* 1: nothing more can come out before more goes in */
+    int failure;               /* BT_OK, or the failure the stream stays in */
+} bt_inflate_info;
+
+/* A context for one stream (about 90 KB), or NULL when memory is out. Free it with bt_inflate_free. */
+bt_inflater *bt_inflate_alloc(void);
+
+/* Frees it; NULL is allowed. It must not be in use. */
+void bt_inflate_free(bt_inflater *z);
+
+/* Decompresses from in[0, in_nbytes) into out[0, out_nbytes), until the input is used up or the output is full.
+ * *in_used_nbytes and *out_used_nbytes say how far it got. With input and space both left, it always gets further or
+ * fails. Output may be waiting after all input was taken: call again (with no input, if there is none) until less
+ * than out_nbytes comes out. Members follow each other; zero bytes may follow the last one.
+ * Returns BT_OK; BT_BUSY (nothing happened, the two results are untouched); any of the facts about the input except
+ * BT_TRUNCATED; BT_INTERNAL. After a failure other than BT_BUSY the stream gives the same failure for ever,
+ * out[0, out_nbytes) is unspecified, and both results are 0.
+ * Never writes outside out[0, out_nbytes). `in` and `out` must not overlap. */
+int bt_inflate(bt_inflater *z, const uint8_t *in, size_t in_nbytes, size_t *in_used_nbytes,
+               uint8_t *out, size_t out_nbytes, size_t *out_used_nbytes);
+
+/* Says that no more input comes. BT_OK: the stream was whole. BT_NOT_DRAINED: output may still wait, take it and ask
+ * again. BT_TRUNCATED: input is missing (the stream stays failed). Or BT_BUSY, or the failure it is in. */
+int bt_inflate_finish(bt_inflater *z);
+
+/* Fills *info. BT_OK; BT_BUSY. */
+int bt_inflate_stat(bt_inflater *z, bt_inflate_info *info);
+
+/* ---- gzip: writing ------------------------------------------------------------------------------------------ */
+
+#define BT_GZIP_MIN_LEVEL 0
+#define BT_GZIP_MAX_LEVEL 12
+
+typedef struct bt_gzipper bt_gzipper;
+
+/* A compressor for one level, BT_GZIP_MIN_LEVEL..BT_GZIP_MAX_LEVEL; it may be used again and again.
+ * NULL when memory is out or the level is outside. Free it with bt_gzip_free. */
+bt_gzipper *bt_gzip_alloc(int level);
+
+/* Frees it; NULL is allowed. It must not be in use. */
+void bt_gzip_free(bt_gzipper *g);
+
+/* The most bytes a member of in_nbytes can take, at any level; 0 when that does not fit size_t. Thread-safe. */
+size_t bt_gzip_bound(size_t in_nbytes);
+
+/* Writes in[0, in_nbytes) as one gzip member: no name, no time, OS 255 ("unknown"), so that equal input gives
+ * equal bytes (with one version of libdeflate and one level).
+ * BT_OK, and *member_nbytes is its length; BT_BUSY; BT_NO_SPACE, then out[0, out_nbytes) is unspecified. With
+ * bt_gzip_bound(in_nbytes) there is always space; less may be refused even if the member would just fit. */
+int bt_gzip_member(bt_gzipper *g, const uint8_t *in, size_t in_nbytes,
+                   uint8_t *out, size_t out_nbytes, size_t *member_nbytes);
+
+/* ---- what it was built with --------------------------------------------------------------------------------- */
+
+/* "2.30.0" and the like: the versions of the headers this was compiled with. Static storage. */
+const char *bt_isal_version(void);
+const char *bt_libdeflate_version(void);
+
+#endif

@@ -1,0 +1,49 @@
+"""Builds `blobtee._core`: the C core, compiled by cffi in API mode for the stable ABI.
+
+setup.py names `ffibuilder`. Flags the user gives in CFLAGS, CPPFLAGS and LDFLAGS are used as they are; the only thing
+they replace is our choice of optimisation.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).parent
+SOURCES = (
+    "cpu.c",
+    "crc32c.c",
+    "gzip.c",
+    "sha256.c",
+    "sha256_arm.c",
+    "sha256_portable.c",
+    "sha256_x86.c",
+)
+
+
+def optimisation() -> list[str]:
+    """-O3, unless CFLAGS says otherwise: compile arguments given here come last and would win over it."""
+    return [] if re.search(r"(^|\s)-O", os.environ.get("CFLAGS", "")) else ["-O3"]
+
+
+def make_ffibuilder() -> FFI:
+    builder = FFI()
+    builder.cdef((HERE / "core.cdef.h").read_text(encoding="utf-8"))
+    builder.set_source(
+        "blobtee._core",
+        '#include "blobtee.h"',
+        # setuptools wants paths below the folder of setup.py
+        sources=[f"csrc/{name}" for name in SOURCES],
+        depends=["csrc/blobtee.h", "csrc/sha256.h", "csrc/core.cdef.h"],
+        include_dirs=["csrc"],
+        libraries=["isal", "deflate"],
+        extra_compile_args=["-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra", *optimisation()],
+        py_limited_api=True,
+    )
+    return builder
+
+
+ffibuilder = make_ffibuilder()

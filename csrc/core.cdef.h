@@ -1,0 +1,60 @@
+/* What Python sees of blobtee.h. cffi compiles this against the real header, so a difference stops the build. */
+
+enum bt_result {
+    BT_OK, BT_BUSY, BT_BAD_ARGUMENT, BT_BAD_STATE, BT_TOO_LONG, BT_NOT_DRAINED, BT_NO_SPACE, BT_NO_MEMORY,
+    BT_TRUNCATED, BT_BAD_MAGIC, BT_BAD_METHOD, BT_BAD_FLAGS, BT_BAD_HEADER_CRC, BT_BAD_DEFLATE, BT_BAD_CRC,
+    BT_BAD_ISIZE, BT_TRAILING_GARBAGE, BT_INTERNAL, ...
+};
+const char *bt_strerror(int result);
+
+#define BT_CPU_ALL ...
+uint32_t bt_cpu_found(void);
+uint32_t bt_cpu_allowed(void);
+int bt_cpu_restrict(const char *words, size_t *bad_begin, size_t *bad_end);
+const char *bt_cpu_word(uint32_t feature);
+
+#define BT_SHA256_STATE_MAX_NBYTES ...
+typedef struct bt_sha256 { ...; } bt_sha256;
+void bt_sha256_init(bt_sha256 *h);
+int bt_sha256_update(bt_sha256 *h, const uint8_t *in, size_t in_nbytes);
+int bt_sha256_update_many(bt_sha256 *const *h, const uint8_t *const *in, const size_t *in_nbytes, size_t n);
+int bt_sha256_many(const uint8_t *const *in, const size_t *in_nbytes, size_t n, uint8_t *digests);
+int bt_sha256_digest(bt_sha256 *h, uint8_t *digest);
+int bt_sha256_copy(bt_sha256 *to, bt_sha256 *from);
+int bt_sha256_nbytes(bt_sha256 *h, uint64_t *nbytes);
+int bt_sha256_save(bt_sha256 *h, uint8_t *out);
+int bt_sha256_restore(bt_sha256 *h, const uint8_t *in, size_t in_nbytes);
+const char *bt_sha256_path(void);
+int bt_sha256_lanes(void);
+
+uint32_t bt_crc32c(uint32_t value, const uint8_t *in, size_t in_nbytes);
+const char *bt_crc32c_path(void);
+
+typedef struct bt_inflater bt_inflater;
+typedef struct bt_inflate_info {
+    uint64_t total_in_nbytes;
+    uint64_t total_out_nbytes;
+    uint64_t members;
+    int finished;
+    int needs_input;
+    int failure;
+    ...;
+} bt_inflate_info;
+bt_inflater *bt_inflate_alloc(void);
+void bt_inflate_free(bt_inflater *z);
+int bt_inflate(bt_inflater *z, const uint8_t *in, size_t in_nbytes, size_t *in_used_nbytes,
+               uint8_t *out, size_t out_nbytes, size_t *out_used_nbytes);
+int bt_inflate_finish(bt_inflater *z);
+int bt_inflate_stat(bt_inflater *z, bt_inflate_info *info);
+
+#define BT_GZIP_MIN_LEVEL ...
+#define BT_GZIP_MAX_LEVEL ...
+typedef struct bt_gzipper bt_gzipper;
+bt_gzipper *bt_gzip_alloc(int level);
+void bt_gzip_free(bt_gzipper *g);
+size_t bt_gzip_bound(size_t in_nbytes);
+int bt_gzip_member(bt_gzipper *g, const uint8_t *in, size_t in_nbytes,
+                   uint8_t *out, size_t out_nbytes, size_t *member_nbytes);
+
+const char *bt_isal_version(void);
+const char *bt_libdeflate_version(void);

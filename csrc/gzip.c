@@ -1,0 +1,428 @@
+/* gzip.c - gzip streams in (deflate by ISA-L, the members around it here) and gzip members out (libdeflate).
+ *
+ * ISA-L could parse headers and trailers itself. It is done here because a stream of several members, padding after it, the
+ * header checksum, and being handed one byte at a time are where readers go wrong, and this way it is one small machine. */
+#include "blobtee.h"
+
+#if !__has_include(<isa-l/igzip_lib.h>)
+#error "blobtee needs ISA-L 2.30 or later: on Debian or Ubuntu install the package libisal-dev"
+#endif
+#if !__has_include(<libdeflate.h>)
+#error "blobtee needs libdeflate: on Debian or Ubuntu install the package libdeflate-dev"
+#endif
+
+#include <isa-l.h>
+#include <isa-l/crc.h>
+#include <isa-l/igzip_lib.h>
+#include <libdeflate.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define TEXT_OF(x) #x
+#define TEXT(x) TEXT_OF(x)
+
+const char *bt_isal_version(void)
+{
+    return TEXT(ISAL_MAJOR_VERSION) "." TEXT(ISAL_MINOR_VERSION) "." TEXT(ISAL_PATCH_VERSION);
+}
+
+const char *bt_libdeflate_version(void) { return LIBDEFLATE_VERSION_STRING; }
+
+/* ---- reading ------------------------------------------------------------------------------------------------ */
+
+/* RFC 1952 section 2.3.1, the bits of FLG. FTEXT (1) is a hint without consequences. */
+#define FHCRC 0x02
+#define FEXTRA 0x04
+#define FNAME 0x08
+#define FCOMMENT 0x10
+#define RESERVED 0xe0
+
+#define FIXED_HEADER_NBYTES 10
+#define TRAILER_NBYTES 8
+
+/* Where in a member the stream is, in the order of the bytes. */
+enum step { FIXED_HEADER, EXTRA_LENGTH, EXTRA, NAME, COMMENT, HEADER_CRC, BODY, TRAILER, PADDING };
+
+struct bt_inflater {
+    struct inflate_state deflate;
+    uint32_t busy;
+    int failure;
+    enum step step;
+    int starved; /* the last call ended for want of input, all output handed out */
+    uint8_t flags;
+    uint8_t field[FIXED_HEADER_NBYTES]; /* a fixed-size part, gathered over calls */
+    size_t field_nbytes;
+    size_t extra_left_nbytes;
+    uint32_t header_crc;
+    uint32_t member_nbytes; /* modulo 2**32, as ISIZE is */
+    /* ISA-L reads up to eight bytes ahead. What it had too much belongs to the trailer, which is as long. */
+    uint8_t ahead[8];
+    size_t ahead_at, ahead_end;
+    uint64_t total_in_nbytes, total_out_nbytes, members;
+};
+
+/* Input not yet looked at. */
+struct span {
+    const uint8_t *p;
+    size_t nbytes;
+};
+
+static int claim(uint32_t *busy) { return __atomic_exchange_n(busy, 1, __ATOMIC_ACQUIRE) == 0; }
+static void release(uint32_t *busy) { __atomic_store_n(busy, 0, __ATOMIC_RELEASE); }
+
+static uint32_t little_endian(const uint8_t *p)
+{
+    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+bt_inflater *bt_inflate_alloc(void)
+{
+    bt_inflater *z = calloc(1, sizeof(*z));
+    if (z != NULL) {
+        isal_inflate_init(&z->deflate);
+        z->starved = 1;
+    }
+    return z;
+}
+
+void bt_inflate_free(bt_inflater *z) { free(z); }
+
+/* Takes header bytes off s into the header checksum, if there is one to compare with. */
+static void skip(bt_inflater *z, struct span *s, size_t nbytes)
+{
+    if (z->flags & FHCRC)
+        z->header_crc = crc32_gzip_refl(z->header_crc, s->p, nbytes);
+    s->p += nbytes;
+    s->nbytes -= nbytes;
+}
+
+/* Gathers a fixed-size part; 1 when it is whole, and the next one starts empty. */
+static int gather(bt_inflater *z, struct span *s, size_t nbytes)
+{
+    size_t take = nbytes - z->field_nbytes < s->nbytes ? nbytes - z->field_nbytes : s->nbytes;
+    memcpy(z->field + z->field_nbytes, s->p, take);
+    z->field_nbytes += take;
+    s->p += take;
+    s->nbytes -= take;
+    if (z->field_nbytes < nbytes)
+        return 0;
+    z->field_nbytes = 0;
+    return 1;
+}
+
+/* Skips a zero-terminated text; 1 when its end was seen. */
+static int skip_text(bt_inflater *z, struct span *s)
+{
+    const uint8_t *end = memchr(s->p, 0, s->nbytes);
+    skip(z, s, end == NULL ? s->nbytes : (size_t)(end - s->p) + 1);
+    return end != NULL;
+}
+
+/* The part after `done` that this member's flags ask for. */
+static enum step after(const bt_inflater *z, enum step done)
+{
+    switch (done) {
+    case FIXED_HEADER:
+        if (z->flags & FEXTRA)
+            return EXTRA_LENGTH;
+        /* fall through */
+    case EXTRA:
+        if (z->flags & FNAME)
+            return NAME;
+        /* fall through */
+    case NAME:
+        if (z->flags & FCOMMENT)
+            return COMMENT;
+        /* fall through */
+    case COMMENT:
+        if (z->flags & FHCRC)
+            return HEADER_CRC;
+        /* fall through */
+    default:
+        return BODY;
+    }
+}
+
+static void begin_body(bt_inflater *z)
+{
+    isal_inflate_reset(&z->deflate);
+    z->deflate.crc_flag = ISAL_GZIP_NO_HDR; /* keep the CRC-32; the trailer is ours */
+    z->member_nbytes = 0;
+    z->step = BODY;
+}
+
+static void enter(bt_inflater *z, enum step step)
+{
+    if (step == BODY)
+        begin_body(z);
+    else
+        z->step = step;
+}
+
+static int fixed_header(bt_inflater *z, struct span *s)
+{
+    static const uint8_t magic[2] = {0x1f, 0x8b};
+    int garbage = z->members > 0 ? BT_TRAILING_GARBAGE : BT_BAD_MAGIC;
+
+    /* The first two bytes decide what this is at all; look at each as soon as it is there, so that garbage of one byte is
+     * garbage and not the beginning of something. */
+    while (z->field_nbytes < 2 && s->nbytes > 0) {
+        if (z->field_nbytes == 0 && z->members > 0 && *s->p == 0) {
+            z->step = PADDING;
+            return BT_OK;
+        }
+        if (*s->p != magic[z->field_nbytes])
+            return garbage;
+        z->field[z->field_nbytes++] = *s->p++;
+        s->nbytes--;
+    }
+    if (!gather(z, s, FIXED_HEADER_NBYTES))
+        return BT_OK;
+    if (z->field[2] != 8)
+        return BT_BAD_METHOD;
+    z->flags = z->field[3];
+    if (z->flags & RESERVED)
+        return BT_BAD_FLAGS;
+    z->header_crc = crc32_gzip_refl(0, z->field, FIXED_HEADER_NBYTES);
+    enter(z, after(z, FIXED_HEADER));
+    return BT_OK;
+}
+
+static int trailer(bt_inflater *z, struct span *s)
+{
+    if (!gather(z, s, TRAILER_NBYTES))
+        return BT_OK;
+    if (little_endian(z->field) != z->deflate.crc)
+        return BT_BAD_CRC;
+    if (little_endian(z->field + 4) != z->member_nbytes)
+        return BT_BAD_ISIZE;
+    z->members++;
+    z->step = FIXED_HEADER;
+    return BT_OK;
+}
+
+/* One part of what surrounds the deflate data, as far as s goes. s is not empty, and something of it is used. */
+static int around(bt_inflater *z, struct span *s)
+{
+    switch (z->step) {
+    case FIXED_HEADER:
+        return fixed_header(z, s);
+    case EXTRA_LENGTH: {
+        struct span seen = *s;
+        int whole = gather(z, s, 2);
+        skip(z, &seen, seen.nbytes - s->nbytes);
+        if (whole) {
+            z->extra_left_nbytes = (size_t)z->field[0] | (size_t)z->field[1] << 8;
+            z->step = EXTRA;
+            if (z->extra_left_nbytes == 0)
+                enter(z, after(z, EXTRA));
+        }
+        return BT_OK;
+    }
+    case EXTRA: {
+        size_t take = z->extra_left_nbytes < s->nbytes ? z->extra_left_nbytes : s->nbytes;
+        skip(z, s, take);
+        z->extra_left_nbytes -= take;
+        if (z->extra_left_nbytes == 0)
+            enter(z, after(z, EXTRA));
+        return BT_OK;
+    }
+    case NAME:
+    case COMMENT:
+        if (skip_text(z, s))
+            enter(z, after(z, z->step));
+        return BT_OK;
+    case HEADER_CRC:
+        if (gather(z, s, 2)) {
+            if (((uint32_t)z->field[0] | (uint32_t)z->field[1] << 8) != (z->header_crc & 0xffff))
+                return BT_BAD_HEADER_CRC;
+            begin_body(z);
+        }
+        return BT_OK;
+    case TRAILER:
+        return trailer(z, s);
+    case PADDING:
+        for (; s->nbytes > 0; s->p++, s->nbytes--)
+            if (*s->p != 0)
+                return BT_TRAILING_GARBAGE;
+        return BT_OK;
+    case BODY:
+        break;
+    }
+    return BT_INTERNAL;
+}
+
+/* ISA-L counts in 32 bits, signed in places. */
+static uint32_t bite(size_t nbytes) { return nbytes < (1u << 30) ? (uint32_t)nbytes : 1u << 30; }
+
+/* Deflate data, one call of ISA-L. *more: there may be more to do with what is at hand. */
+static int body(bt_inflater *z, struct span *in, uint8_t **out, size_t *out_nbytes, int *more)
+{
+    struct inflate_state *d = &z->deflate;
+    uint32_t in_bite = bite(in->nbytes), out_bite = bite(*out_nbytes);
+
+    d->next_in = (uint8_t *)(uintptr_t)in->p; /* it only reads; its interface lacks the const */
+    d->avail_in = in_bite;
+    d->next_out = *out;
+    d->avail_out = out_bite;
+    int answer = isal_inflate(d);
+    if (answer != ISAL_DECOMP_OK)
+        return BT_BAD_DEFLATE;
+
+    uint32_t used = in_bite - d->avail_in, made = out_bite - d->avail_out;
+    if (used > in_bite || made > out_bite)
+        return BT_INTERNAL;
+    in->p += used;
+    in->nbytes -= used;
+    *out += made;
+    *out_nbytes -= made;
+    z->member_nbytes += made;
+
+    if (d->block_state == ISAL_BLOCK_FINISH) {
+        /* Bits of the last, half-used byte are dropped; whole bytes behind it are the trailer's. */
+        int bits = d->read_in_length;
+        if (bits < 0 || bits > 64)
+            return BT_INTERNAL;
+        uint64_t rest = bits % 8 == 0 ? d->read_in : d->read_in >> bits % 8;
+        z->ahead_at = 0;
+        z->ahead_end = (size_t)bits / 8;
+        for (size_t i = 0; i < z->ahead_end; i++)
+            z->ahead[i] = (uint8_t)(rest >> 8 * i);
+        z->step = TRAILER;
+        return BT_OK;
+    }
+    if (in->nbytes > 0 && *out_nbytes > 0 && used == 0 && made == 0)
+        return BT_INTERNAL; /* rather a failure than a caller that turns for ever */
+    *more = in->nbytes > 0 && *out_nbytes > 0;
+    return BT_OK;
+}
+
+static int inflate(bt_inflater *z, struct span *in, uint8_t **out, size_t *out_nbytes)
+{
+    int result = BT_OK, more = 1;
+    while (result == BT_OK && more) {
+        if (z->step == BODY) {
+            result = body(z, in, out, out_nbytes, &more);
+        } else if (z->ahead_at < z->ahead_end) {
+            struct span ahead = {z->ahead + z->ahead_at, z->ahead_end - z->ahead_at};
+            result = around(z, &ahead);
+            z->ahead_at = z->ahead_end - ahead.nbytes;
+        } else if (in->nbytes > 0) {
+            result = around(z, in);
+        } else {
+            more = 0;
+        }
+    }
+    z->starved = in->nbytes == 0 && (z->step != BODY || *out_nbytes > 0);
+    return result;
+}
+
+int bt_inflate(bt_inflater *z, const uint8_t *in, size_t in_nbytes, size_t *in_used_nbytes,
+               uint8_t *out, size_t out_nbytes, size_t *out_used_nbytes)
+{
+    if (!claim(&z->busy))
+        return BT_BUSY;
+    /* An empty buffer may come without an address; ISA-L does arithmetic on it all the same. */
+    uint8_t nothing[1] = {0};
+    struct span rest = {in_nbytes > 0 ? in : nothing, in_nbytes};
+    uint8_t *out_at = out_nbytes > 0 ? out : nothing;
+    size_t space = out_nbytes;
+
+    if (z->failure == BT_OK)
+        z->failure = inflate(z, &rest, &out_at, &space);
+    int result = z->failure;
+    *in_used_nbytes = result == BT_OK ? in_nbytes - rest.nbytes : 0;
+    *out_used_nbytes = result == BT_OK ? out_nbytes - space : 0;
+    z->total_in_nbytes += *in_used_nbytes;
+    z->total_out_nbytes += *out_used_nbytes;
+    release(&z->busy);
+    return result;
+}
+
+static int finished(const bt_inflater *z)
+{
+    return z->members > 0 && (z->step == PADDING || (z->step == FIXED_HEADER && z->field_nbytes == 0));
+}
+
+int bt_inflate_finish(bt_inflater *z)
+{
+    int result;
+    if (!claim(&z->busy))
+        return BT_BUSY;
+    if (z->failure != BT_OK || finished(z))
+        result = z->failure;
+    else if (!z->starved)
+        result = BT_NOT_DRAINED;
+    else
+        result = z->failure = BT_TRUNCATED;
+    release(&z->busy);
+    return result;
+}
+
+int bt_inflate_stat(bt_inflater *z, bt_inflate_info *info)
+{
+    if (!claim(&z->busy))
+        return BT_BUSY;
+    info->total_in_nbytes = z->total_in_nbytes;
+    info->total_out_nbytes = z->total_out_nbytes;
+    info->members = z->members;
+    info->finished = z->failure == BT_OK && finished(z);
+    info->needs_input = z->failure == BT_OK && z->starved;
+    info->failure = z->failure;
+    release(&z->busy);
+    return BT_OK;
+}
+
+/* ---- writing ------------------------------------------------------------------------------------------------ */
+
+struct bt_gzipper {
+    struct libdeflate_compressor *compressor;
+    uint32_t busy;
+};
+
+bt_gzipper *bt_gzip_alloc(int level)
+{
+    if (level < BT_GZIP_MIN_LEVEL || level > BT_GZIP_MAX_LEVEL)
+        return NULL;
+    bt_gzipper *g = calloc(1, sizeof(*g));
+    if (g == NULL)
+        return NULL;
+    g->compressor = libdeflate_alloc_compressor(level);
+    if (g->compressor == NULL) {
+        free(g);
+        return NULL;
+    }
+    return g;
+}
+
+void bt_gzip_free(bt_gzipper *g)
+{
+    if (g != NULL) {
+        libdeflate_free_compressor(g->compressor);
+        free(g);
+    }
+}
+
+size_t bt_gzip_bound(size_t in_nbytes)
+{
+    /* libdeflate adds without looking; half the address space leaves its additions room */
+    if (in_nbytes > SIZE_MAX / 2)
+        return 0;
+    return libdeflate_gzip_compress_bound(NULL, in_nbytes);
+}
+
+int bt_gzip_member(bt_gzipper *g, const uint8_t *in, size_t in_nbytes,
+                   uint8_t *out, size_t out_nbytes, size_t *member_nbytes)
+{
+    uint8_t nothing[1] = {0};
+    if (!claim(&g->busy))
+        return BT_BUSY;
+    /* libdeflate writes ID, CM, no flags, MTIME 0, XFL from the level, OS 255 */
+    size_t nbytes = libdeflate_gzip_compress(g->compressor, in_nbytes > 0 ? in : nothing, in_nbytes,
+                                             out_nbytes > 0 ? out : nothing, out_nbytes);
+    release(&g->busy);
+    if (nbytes == 0)
+        return BT_NO_SPACE;
+    *member_nbytes = nbytes;
+    return BT_OK;
+}
