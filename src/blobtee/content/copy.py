@@ -57,9 +57,9 @@ def copy(
     once; the wait, and the copy at every slot, end with `Cancelled` when the work is cancelled.
 
     A source that breaks off (`ConnectionFailed`) is asked again after 1, 2 and 4 seconds; after that the error is
-    raised and what came stays for the next copy, as it does after `Cancelled` and errors of the disk. `SizeMismatch`: the
-    source has more or fewer bytes than `desc.size`; `DigestMismatch`: they are others. Then nothing is kept, since the
-    next copy would go on from wrong bytes; if those bytes may be an earlier copy's, one try from the start comes first.
+    raised and what came stays for the next copy, as it does after `Cancelled` and errors of the disk. `SizeMismatch`:
+    the source has more or fewer bytes than `desc.size`; `DigestMismatch`: they are others. Then nothing is kept, since
+    the next copy would go on from wrong bytes; when they may be an earlier copy's, one try from the start comes first.
     """
     digest = Digest(desc.digest)
     if desc.size < 0:

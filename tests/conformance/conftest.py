@@ -1,0 +1,21 @@
+"""The stores that the suite runs on. A new one needs a factory here and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from blobtee.content import LocalStore, MemoryStore, Store
+
+FACTORIES: dict[str, Callable[[Path], Store]] = {
+    "local": lambda path: LocalStore(path / "store"),
+    "memory": lambda path: MemoryStore(),
+}
+
+
+@pytest.fixture(params=FACTORIES)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    with FACTORIES[request.param](tmp_path) as made:
+        yield made
