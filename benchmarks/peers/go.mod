@@ -1,0 +1,3 @@
+module blobtee/benchmarks/peers
+
+go 1.22
