@@ -9,6 +9,7 @@ What was acknowledged goes to stdout as lines of JSON, each after its call has r
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -42,6 +43,7 @@ CALLS = (
 _write = os.write
 
 
+@functools.cache
 def blob(number: int) -> bytes:
     """Sizes on both sides of the allocation limit, and one empty blob."""
     size = (70_000, 10, 1_300_000)[number % 3] if number else 0

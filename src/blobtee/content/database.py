@@ -45,6 +45,7 @@ class Database:
         """
         self._path = path
         self._read_only = read_only
+        self._immutable = False
         self._memory = path is None or (read_only and not path.exists())
         self._what = "the metadata" if path is None else str(path)
         self._lock = threading.Lock()
@@ -126,14 +127,13 @@ class Database:
         if version > len(steps):
             raise self._newer()
         for step in steps[version:]:
+            # Not executescript(), which commits what came before.
             statement = ""
-            for line in step.splitlines(keepends=True):
-                statement += line
+            for part in step.split(";"):
+                statement += part + ";"
                 if sqlite3.complete_statement(statement):
                     connection.execute(statement)
                     statement = ""
-            if statement.strip():
-                connection.execute(statement)
         connection.execute("INSERT OR REPLACE INTO migrations VALUES (?, ?)", (component, len(steps)))
 
     def _require(self, component: str, version: int) -> None:
@@ -178,10 +178,7 @@ class Database:
     def _connect(self) -> sqlite3.Connection:
         if self._memory:
             return sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-        mode = "mode=ro" if self._read_only else "mode=rwc"
-        return self._open(mode)
-
-    def _open(self, mode: str) -> sqlite3.Connection:
+        mode = "mode=rwc" if not self._read_only else "mode=ro&immutable=1" if self._immutable else "mode=ro"
         connection = sqlite3.connect(
             f"file:{quote(str(self._path))}?{mode}",
             uri=True,
@@ -190,8 +187,9 @@ class Database:
             check_same_thread=False,
         )
         try:
-            # Labels are as durable as the blob they belong to, so each commit is synced.
-            connection.execute("PRAGMA synchronous = FULL")
+            if not self._read_only:
+                # Labels are as durable as the blob they belong to, so each commit is synced.
+                connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
         except BaseException:
             connection.close()
@@ -222,20 +220,21 @@ class Database:
             raise
 
     def _first_read_only(self) -> sqlite3.Connection:
-        connection = self._connect()
         try:
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            return connection
+            return self._probed(self._connect())
         except sqlite3.OperationalError:
             # WAL needs its side files, and here nobody may create them. So nobody else is writing either.
+            self._immutable = True
+            return self._probed(self._connect())
+
+    @staticmethod
+    def _probed(connection: sqlite3.Connection) -> sqlite3.Connection:
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except BaseException:
             connection.close()
-            connection = self._open("mode=ro&immutable=1")
-            try:
-                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            except BaseException:
-                connection.close()
-                raise
-            return connection
+            raise
+        return connection
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

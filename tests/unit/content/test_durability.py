@@ -1,0 +1,86 @@
+"""The order of steps that a power cut cannot undo, and how many syncs it takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blobtee.content import LocalStore
+from tests.conformance.blobs import describe, digest_of, put
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What reaches the disk: `sync NAME`, `rename NAME`, `unlink NAME`, with the last part of each path."""
+    recorded: list[str] = []
+
+    def record(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(first: Any, *rest: Any, **named: Any) -> Any:
+            path = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else os.fspath(first)
+            recorded.append(f"{name} {Path(path).name}")
+            return call(first, *rest, **named)
+
+        return wrapped
+
+    monkeypatch.setattr(os, "fsync", record("sync", os.fsync))
+    monkeypatch.setattr(os, "rename", record("rename", os.rename))
+    monkeypatch.setattr(os, "replace", record("replace", os.replace))
+    monkeypatch.setattr(os, "unlink", record("unlink", os.unlink))
+    return recorded
+
+
+def test_a_commit_syncs_the_data_names_them_and_syncs_the_directory(tmp_path: Path, steps: list[str]) -> None:
+    with LocalStore(tmp_path) as store:
+        with store.writer("ref") as writer:
+            writer.write(b"data")
+            steps.clear()
+            writer.commit()
+            committed = [step for step in steps if not step.startswith("unlink")]
+    assert committed == ["sync data", "rename data", "sync sha256"]
+
+
+def test_data_are_synced_when_the_total_is_reached_so_that_the_commit_is_a_rename(
+    tmp_path: Path, steps: list[str]
+) -> None:
+    data = b"x" * (2 * MIB)
+    with LocalStore(tmp_path) as store:
+        with store.writer("ref", total=len(data)) as writer:
+            steps.clear()
+            writer.write(data[:MIB])
+            assert steps == []
+            writer.write(data[MIB:])
+            assert steps == ["sync data"]
+            steps.clear()
+            writer.commit(len(data), digest_of(data))
+            assert [step for step in steps if not step.startswith("unlink")] == ["rename data", "sync sha256"]
+
+
+def test_data_that_changed_after_the_sync_are_synced_again(tmp_path: Path, steps: list[str]) -> None:
+    with LocalStore(tmp_path) as store:
+        with store.writer("ref", total=4) as writer:
+            writer.write(b"1234")
+            writer.write(b"5")
+            steps.clear()
+            writer.commit()
+            assert steps[0] == "sync data"
+
+
+def test_a_delete_is_durable(tmp_path: Path, steps: list[str]) -> None:
+    with LocalStore(tmp_path) as store:
+        put(store, b"data")
+        steps.clear()
+        store.delete(digest_of(b"data"))
+        assert steps == [f"unlink {digest_of(b'data').hex}", "sync sha256"]
+
+
+def test_names_are_replaced_in_one_step_and_durably(tmp_path: Path, steps: list[str]) -> None:
+    with LocalStore(tmp_path) as store:
+        steps.clear()
+        store.layout.set("name", describe(b"data"))
+        assert steps == ["sync .index.json.new", "replace .index.json.new", f"sync {tmp_path.name}"]

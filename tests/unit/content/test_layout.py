@@ -1,0 +1,130 @@
+"""Names of images in index.json."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from blobtee.content import Layout
+from blobtee.errors import InvalidArgument, InvalidDocument, NotFound, TooLarge
+from tests.conformance.blobs import describe
+
+A, B = describe(b"a"), describe(b"b")
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    made = Layout(tmp_path)
+    made.ensure()
+    return made
+
+
+def test_a_new_layout_is_one_that_others_read(layout: Layout) -> None:
+    assert json.loads((layout.root / "oci-layout").read_bytes()) == {"imageLayoutVersion": "1.0.0"}
+    assert json.loads((layout.root / "index.json").read_bytes()) == {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [],
+    }
+    assert layout.names() == {}
+
+
+def test_names_are_set_moved_and_removed(layout: Layout) -> None:
+    layout.set("docker.io/library/a:1", A)
+    layout.set("b", B)
+    assert {name: desc.digest for name, desc in layout.names().items()} == {
+        "docker.io/library/a:1": A.digest,
+        "b": B.digest,
+    }
+    layout.set("docker.io/library/a:1", B)
+    assert layout.get("docker.io/library/a:1").digest == B.digest
+    assert len(layout.names()) == 2
+    layout.remove("b")
+    with pytest.raises(NotFound):
+        layout.get("b")
+    with pytest.raises(NotFound):
+        layout.remove("b")
+    with pytest.raises(InvalidArgument):
+        layout.set("", A)
+
+
+def test_both_annotations_carry_the_name_and_others_stay(layout: Layout) -> None:
+    layout.set("name", A.annotated({"mine": "1"}))
+    (entry,) = json.loads((layout.root / "index.json").read_bytes())["manifests"]
+    assert entry["annotations"] == {
+        "mine": "1",
+        "org.opencontainers.image.ref.name": "name",
+        "io.containerd.image.name": "name",
+    }
+
+
+def test_what_others_wrote_is_kept(layout: Layout) -> None:
+    foreign = [
+        {**A.to_json(), "annotations": {"org.opencontainers.image.ref.name": "latest"}, "unknown": [1]},
+        {**B.to_json()},
+        {"not": "a descriptor"},
+        "not even an object",
+    ]
+    (layout.root / "index.json").write_text(
+        json.dumps({"schemaVersion": 2, "manifests": foreign, "annotations": {"a": "b"}, "extra": 7})
+    )
+    assert {name: desc.digest for name, desc in layout.names().items()} == {"latest": A.digest}
+    layout.set("mine", B)
+    layout.remove("mine")
+    index = json.loads((layout.root / "index.json").read_bytes())
+    assert index == {"schemaVersion": 2, "manifests": foreign, "annotations": {"a": "b"}, "extra": 7}
+
+
+def test_a_full_name_outranks_a_tag_and_the_first_of_equals_counts(layout: Layout) -> None:
+    entries = [
+        {
+            **desc.to_json(),
+            "annotations": {"org.opencontainers.image.ref.name": "1", "io.containerd.image.name": "example.org/a:1"},
+        }
+        for desc in (A, B)
+    ]
+    (layout.root / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+    assert {name: desc.digest for name, desc in layout.names().items()} == {"example.org/a:1": A.digest}
+    layout.remove("example.org/a:1")
+    assert layout.names() == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"manifests": 7}', b"\xff", b"[" * 100_000])
+def test_an_index_that_is_none_is_told_and_not_overwritten(layout: Layout, content: bytes) -> None:
+    (layout.root / "index.json").write_bytes(content)
+    with pytest.raises(InvalidDocument):
+        layout.names()
+    with pytest.raises(InvalidDocument):
+        layout.set("name", A)
+    assert (layout.root / "index.json").read_bytes() == content
+
+
+def test_an_index_beyond_all_measure_is_refused(layout: Layout) -> None:
+    with (layout.root / "index.json").open("wb") as file:
+        file.truncate(65 << 20)
+    with pytest.raises(TooLarge):
+        layout.names()
+
+
+def test_a_directory_without_index_has_no_names(tmp_path: Path) -> None:
+    assert Layout(tmp_path).names() == {}
+    with pytest.raises(NotFound):
+        Layout(tmp_path).get("name")
+
+
+def test_names_set_by_many_threads_and_layouts_are_all_there(layout: Layout) -> None:
+    others = [Layout(layout.root) for _ in range(4)]
+
+    def work(number: int) -> None:
+        for n in range(5):
+            others[number % 4].set(f"{number}.{n}", A)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(layout.names()) == 40

@@ -1,0 +1,558 @@
+"""What only a store on disk can get into: foreign files, damage, full disks, missing rights."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blobtee.content import LocalStore
+from blobtee.content import blobs as blobs_module
+from blobtee.content.database import Database
+from blobtee.content.files import format_time, parse_time
+from blobtee.errors import (
+    AlreadyExists,
+    DataLoss,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    SizeMismatch,
+    StorageError,
+    StorageFull,
+)
+from blobtee.oci import Descriptor
+from tests.conformance.blobs import describe, digest_of, get, put
+
+MIB = 1 << 20
+
+
+def path_of(root: Path, data: bytes) -> Path:
+    return root / "blobs" / "sha256" / digest_of(data).hex
+
+
+def failing(error: int, when: Callable[..., bool], call: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if when(*args, **kwargs):
+            raise OSError(error, os.strerror(error), args[0])
+        return call(*args, **kwargs)
+
+    return wrapped
+
+
+# ---- the root -------------------------------------------------------------------------------------------------------
+
+
+def test_a_root_is_made_with_what_is_missing_above_it(tmp_path: Path) -> None:
+    root = tmp_path / "a" / "b" / "store"
+    with LocalStore(root) as store:
+        put(store, b"data")
+    assert (root / "oci-layout").read_bytes() == b'{"imageLayoutVersion": "1.0.0"}'
+    assert path_of(root, b"data").read_bytes() == b"data"
+    assert stat.S_IMODE(path_of(root, b"data").stat().st_mode) == 0o444
+    with LocalStore(root) as store:
+        assert get(store, b"data") == b"data"
+
+
+def test_a_file_as_root_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    for root in (file, file / "below"):
+        with pytest.raises(InvalidArgument, match="not a directory"):
+            LocalStore(root)
+
+
+def test_a_relative_root_survives_a_change_of_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with LocalStore("store") as store:
+        put(store, b"data")
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert get(store, b"data") == b"data"
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Rights count for root too."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def foreign_root() -> Iterator[Path]:
+    """A directory that everybody reaches but an unprivileged user may not write."""
+    base = Path(tempfile.mkdtemp())
+    base.chmod(0o755)
+    root = base / "store"
+    root.mkdir()
+    yield root
+    for directory in (root, *root.rglob("*")):
+        if directory.is_dir():
+            directory.chmod(0o755)
+    shutil.rmtree(base)
+
+
+def make_read_only(root: Path) -> None:
+    for path in (*root.rglob("*"), root):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+
+def test_a_read_only_root_is_read_and_says_so_when_written(foreign_root: Path) -> None:
+    with LocalStore(foreign_root) as store:
+        info = put(store, b"data", {"a": "1"})
+        store.layout.set("name", describe(b"data"))
+        with store.writer("half") as writer:
+            writer.write(b"ha")
+    make_read_only(foreign_root)
+    with unprivileged(), LocalStore(foreign_root) as store:
+        assert store.read_only
+        assert get(store, b"data") == b"data"
+        assert store.info(info.digest) == info
+        assert list(store.walk("labels.a==1")) == [info]
+        assert store.layout.get("name").digest == info.digest
+        assert store.status("half").offset == 2
+        for call in (
+            lambda: store.writer("ref"),
+            lambda: store.abort("half"),
+            lambda: store.update(info.digest, {"b": "2"}),
+            lambda: store.delete(info.digest),
+            lambda: store.quarantine(info.digest),
+            lambda: store.layout.set("other", describe(b"data")),
+        ):
+            with pytest.raises(PermissionDenied):
+                call()
+
+
+def test_a_read_only_layout_of_somebody_else_is_read(foreign_root: Path) -> None:
+    path = path_of(foreign_root, b"data")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"data")
+    make_read_only(foreign_root)
+    with unprivileged(), LocalStore(foreign_root) as store:
+        assert get(store, b"data") == b"data"
+        assert store.info(digest_of(b"data")).size == 4
+        assert len(list(store.walk())) == 1
+        assert store.statuses() == []
+        assert store.layout.names() == {}
+
+
+def test_a_root_that_can_be_neither_written_nor_read_as_a_store_is_refused(foreign_root: Path) -> None:
+    make_read_only(foreign_root)
+    with unprivileged(), pytest.raises(PermissionDenied, match="cannot make a store"):
+        LocalStore(foreign_root)
+
+
+def test_damaged_metadata_are_told_and_the_store_leaves_nothing_open(tmp_path: Path) -> None:
+    with LocalStore(tmp_path) as store:
+        put(store, b"data")
+    (tmp_path / "blobtee.db").write_bytes(b"no database at all" * 500)
+    for side in ("-wal", "-shm"):
+        (tmp_path / f"blobtee.db{side}").unlink(missing_ok=True)
+    with pytest.raises(DataLoss, match="move it away"):
+        LocalStore(tmp_path)
+    (tmp_path / "blobtee.db").unlink()
+    with LocalStore(tmp_path) as store:
+        assert get(store, b"data") == b"data"
+
+
+# ---- blobs of others, damaged blobs ---------------------------------------------------------------------------------
+
+
+def test_a_blob_that_somebody_else_put_there_is_served_and_may_be_labelled(tmp_path: Path) -> None:
+    with LocalStore(tmp_path) as store:
+        path_of(tmp_path, b"foreign").write_bytes(b"foreign")
+        (info,) = store.walk()
+        assert (info.size, dict(info.labels)) == (7, {})
+        assert store.info(info.digest) == info
+        assert info.created_at == path_of(tmp_path, b"foreign").stat().st_mtime_ns
+        assert get(store, b"foreign") == b"foreign"
+        with pytest.raises(AlreadyExists):
+            store.writer("ref", expected=info.digest)
+        assert dict(store.update(info.digest, {"a": "1"}).labels) == {"a": "1"}
+        store.delete(info.digest)
+        assert list(store.walk()) == []
+
+
+def test_what_is_no_blob_is_not_listed(tmp_path: Path) -> None:
+    with LocalStore(tmp_path) as store:
+        directory = tmp_path / "blobs" / "sha256"
+        (directory / "tmp-123").write_bytes(b"")
+        (directory / ("A" * 64)).write_bytes(b"")
+        (directory / ("a" * 64)).mkdir()
+        (tmp_path / "blobs" / "md5").mkdir()
+        (tmp_path / "blobs" / "md5" / ("0" * 32)).write_bytes(b"")
+        assert list(store.walk()) == []
+        with pytest.raises(NotFound):
+            store.info("sha256:" + "a" * 64)
+        (directory / digest_of(b"").hex).mkdir()
+        with pytest.raises(DataLoss):
+            store.reader_at(describe(b""))
+
+
+def test_a_blob_that_lost_bytes_is_never_served_as_good(tmp_path: Path) -> None:
+    data = b"x" * 1000
+    with LocalStore(tmp_path) as store:
+        put(store, data)
+        path = path_of(tmp_path, data)
+        path.chmod(0o644)
+        os.truncate(path, 999)
+        with pytest.raises(DataLoss):
+            store.reader_at(describe(data))
+        with pytest.raises(DataLoss):
+            store.reader_at(Descriptor("", digest_of(data), -1))
+        with pytest.raises(DataLoss):
+            store.info(digest_of(data))
+        assert [info.size for info in store.walk()] == [1000]
+
+
+def test_a_blob_that_loses_bytes_under_a_reader_is_told(tmp_path: Path) -> None:
+    data = b"x" * 1000
+    with LocalStore(tmp_path) as store:
+        put(store, data)
+        with store.reader_at(describe(data)) as reader:
+            path_of(tmp_path, data).chmod(0o644)
+            os.truncate(path_of(tmp_path, data), 500)
+            assert reader.read_at(0, 500) == data[:500]
+            with pytest.raises(DataLoss):
+                reader.read_at(0, 501)
+            with pytest.raises(DataLoss):
+                reader.read_at(600, 1)
+
+
+def test_a_foreign_blob_of_a_wrong_size_is_told_by_the_descriptor(tmp_path: Path) -> None:
+    with LocalStore(tmp_path) as store:
+        path_of(tmp_path, b"data").write_bytes(b"dat")
+        with pytest.raises(SizeMismatch):
+            store.reader_at(describe(b"data"))
+
+
+def test_writing_a_damaged_blob_again_heals_it(tmp_path: Path) -> None:
+    with LocalStore(tmp_path) as store:
+        put(store, b"data")
+        path_of(tmp_path, b"data").chmod(0o644)
+        os.truncate(path_of(tmp_path, b"data"), 1)
+        with store.writer("ref", expected=digest_of(b"data")) as writer:
+            writer.write(b"data")
+            writer.commit(4)
+        assert get(store, b"data") == b"data"
+        (aside,) = (tmp_path / "broken").iterdir()
+        assert aside.read_bytes() == b"d"
+
+
+def test_a_blob_in_quarantine_is_gone_and_keeps_its_labels_for_the_good_one(tmp_path: Path) -> None:
+    with LocalStore(tmp_path) as store:
+        before = put(store, b"data", {"source": "there", "old": "1"})
+        path_of(tmp_path, b"data").chmod(0o644)
+        path_of(tmp_path, b"data").write_bytes(b"DATA")
+        assert store.quarantine(before.digest) == before
+        with pytest.raises(NotFound):
+            store.info(before.digest)
+        with pytest.raises(NotFound):
+            store.reader_at(describe(b"data"))
+        with pytest.raises(NotFound):
+            store.quarantine(before.digest)
+        assert list(store.walk()) == []
+        (aside,) = (tmp_path / "broken").iterdir()
+        assert aside.read_bytes() == b"DATA"
+    with LocalStore(tmp_path) as store:
+        assert store.quarantined() == [before]
+        assert dict(put(store, b"data", {"old": "2"}).labels) == {"source": "there", "old": "2"}
+        assert store.quarantined() == []
+
+
+def test_a_row_without_a_file_means_nothing(tmp_path: Path) -> None:
+    with LocalStore(tmp_path) as store:
+        put(store, b"data", {"old": "1"})
+        path_of(tmp_path, b"data").unlink()
+        with pytest.raises(NotFound):
+            store.info(digest_of(b"data"))
+        with pytest.raises(NotFound):
+            store.delete(digest_of(b"data"))
+        assert list(store.walk()) == []
+        assert dict(put(store, b"data", {"new": "2"}).labels) == {"new": "2"}
+
+
+def test_walking_asks_the_database_once_for_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 2 * blobs_module._PAGE + 1
+    with LocalStore(tmp_path) as store:
+        for number in range(count):
+            (tmp_path / "blobs" / "sha256" / hashlib.sha256(b"%d" % number).hexdigest()).write_bytes(b"")
+        queries = 0
+        real = Database.reading
+
+        def counted(database: Database) -> Any:
+            nonlocal queries
+            queries += 1
+            return real(database)
+
+        monkeypatch.setattr(Database, "reading", counted)
+        assert len({info.digest for info in store.walk()}) == count
+        assert queries == 3
+
+
+# ---- ingests of others, damaged ingests -----------------------------------------------------------------------------
+
+
+def ingest_of(root: Path, ref: str) -> Path:
+    return root / "ingest" / hashlib.sha256(ref.encode()).hexdigest()
+
+
+def test_an_ingest_of_containerds_own_store_is_resumed(tmp_path: Path) -> None:
+    directory = ingest_of(tmp_path, "layer-x")
+    directory.mkdir(parents=True)
+    (directory / "ref").write_text("layer-x")
+    (directory / "data").write_bytes(b"half")
+    (directory / "total").write_text("8")
+    (directory / "startedat").write_text("2024-02-29T23:59:59.123456789+01:00")
+    (directory / "updatedat").write_text("2024-03-01T00:00:00Z")
+    with LocalStore(tmp_path) as store:
+        (status,) = store.statuses()
+        assert (status.ref, status.offset, status.total) == ("layer-x", 4, 8)
+        assert status.started_at == 1709247599123456789
+        assert status.updated_at == 1709251200000000000
+        with store.writer("layer-x", total=8) as writer:
+            assert writer.status == status
+            writer.write(b"done")
+            writer.commit(8, digest_of(b"halfdone"))
+        assert not directory.exists()
+
+
+def test_our_ingests_are_in_containerds_form_when_nobody_writes_them(tmp_path: Path) -> None:
+    with LocalStore(tmp_path) as store:
+        with store.writer("ref", total=2 * MIB) as writer:
+            writer.write(b"part")
+        status = store.status("ref")
+        directory = ingest_of(tmp_path, "ref")
+        assert {path.name for path in directory.iterdir()} == {"data", "ref", "total", "startedat", "updatedat"}
+        assert (directory / "data").read_bytes() == b"part"
+        assert (directory / "ref").read_bytes() == b"ref"
+        assert (directory / "total").read_bytes() == b"2097152"
+        assert parse_time((directory / "updatedat").read_bytes()) == status.updated_at
+
+
+def test_space_is_allocated_ahead_without_looking_like_data(tmp_path: Path) -> None:
+    with LocalStore(tmp_path) as store, LocalStore(tmp_path) as other:
+        with store.writer("ref", total=3 * MIB) as writer:
+            writer.write(b"part")
+            assert (ingest_of(tmp_path, "ref") / "data").stat().st_size == 3 * MIB
+            assert other.status("ref").offset == 4
+            assert other.statuses()[0].offset == 4
+            writer.write(b"x" * MIB)
+            assert other.status("ref").offset == MIB + 4
+        assert (ingest_of(tmp_path, "ref") / "data").stat().st_size == MIB + 4
+
+
+def test_a_file_system_that_cannot_allocate_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytes(range(256)) * 8192
+    monkeypatch.setattr(os, "posix_fallocate", failing(errno.EOPNOTSUPP, lambda *_: True, os.posix_fallocate))
+    with LocalStore(tmp_path) as store:
+        with store.writer("ref", total=len(data)) as writer:
+            writer.write(data)
+            writer.commit(len(data), digest_of(data))
+        assert get(store, data) == data
+
+
+def test_a_disk_too_small_for_the_blob_says_so_at_the_first_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LocalStore(tmp_path) as store:
+        with store.writer("ref") as writer:
+            writer.write(b"before")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "posix_fallocate", failing(errno.ENOSPC, lambda *_: True, os.posix_fallocate))
+            with store.writer("ref", total=10 * MIB) as writer:
+                for _ in range(2):
+                    with pytest.raises(StorageFull, match="free some space"):
+                        writer.write(b"more")
+                assert writer.status.offset == 6
+        with store.writer("ref", total=10 * MIB) as writer:
+            assert writer.status.offset == 6
+            writer.write(b"more")
+            assert writer.digest == digest_of(b"beforemore")
+
+
+def test_an_absurd_total_is_no_way_to_take_the_disk(tmp_path: Path) -> None:
+    with LocalStore(tmp_path) as store:
+        with store.writer("ref", total=2**62) as writer:
+            try:
+                writer.write(b"x")
+            except StorageFull:
+                assert writer.status.offset == 0
+            else:
+                assert writer.status.offset == 1
+        with pytest.raises(InvalidArgument):
+            store.writer("other", total=2**63)
+        assert (ingest_of(tmp_path, "ref") / "data").stat().st_blocks < 100
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [(errno.ENOSPC, StorageFull), (errno.EDQUOT, StorageFull), (errno.EIO, StorageError)]
+)
+def test_a_failed_write_keeps_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: type[Exception]
+) -> None:
+    with LocalStore(tmp_path) as store, store.writer("ref") as writer:
+        writer.write(b"before")
+        real = os.pwrite
+
+        def torn(fd: int, data: bytes, offset: int) -> int:
+            if offset > 6:
+                raise OSError(code, os.strerror(code))
+            return real(fd, bytes(data)[:2], offset)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", torn)
+            with pytest.raises(error):
+                writer.write(b"after")
+        assert writer.status.offset == 6
+        assert writer.digest == digest_of(b"before")
+        writer.write(b"more")
+        assert writer.commit().digest == digest_of(b"beforemore")
+        assert get(store, b"beforemore") == b"beforemore"
+
+
+def test_a_failed_sync_starts_the_ingest_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalStore(tmp_path) as store:
+        writer = store.writer("ref")
+        writer.write(b"data")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", failing(errno.EIO, lambda *_: True, os.fsync))
+            with pytest.raises(StorageError):
+                writer.commit()
+        assert store.status("ref").offset == 0
+        assert list(store.walk()) == []
+        assert dict(put(store, b"data").labels) == {}
+
+
+def test_a_failed_rename_leaves_the_ingest_and_no_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalStore(tmp_path) as store:
+        writer = store.writer("ref")
+        writer.write(b"data")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", failing(errno.EIO, lambda *_: True, os.rename))
+            with pytest.raises(StorageError):
+                writer.commit(labels={"lost": "1"})
+        with pytest.raises(NotFound):
+            store.info(digest_of(b"data"))
+        with store.writer("ref") as again:
+            assert again.status.offset == 4
+            assert dict(again.commit().labels) == {}
+
+
+def test_running_out_of_descriptors_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalStore(tmp_path) as store:
+        put(store, b"data")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", failing(errno.EMFILE, lambda *_, **__: True, os.open))
+            with pytest.raises(ResourceExhausted):
+                store.reader_at(describe(b"data"))
+            with pytest.raises(ResourceExhausted):
+                store.writer("ref")
+        store.writer("ref").close()
+        assert get(store, b"data") == b"data"
+
+
+def test_broken_ingests_are_set_aside_and_never_stop_a_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with LocalStore(tmp_path) as store:
+        with store.writer("good") as writer:
+            writer.write(b"data")
+    ingests = tmp_path / "ingest"
+    (ingests / "a file").write_bytes(b"x")
+    (ingests / ("f" * 64)).write_bytes(b"x")
+    wrong_ref = ingest_of(tmp_path, "some ref")
+    wrong_ref.mkdir()
+    (wrong_ref / "ref").write_text("another ref")
+    (wrong_ref / "data").write_bytes(b"precious")
+    odd_data = ingest_of(tmp_path, "odd")
+    (odd_data / "data").mkdir(parents=True)
+    (odd_data / "ref").write_text("odd")
+    foreign = ingest_of(tmp_path, "foreign")
+    foreign.mkdir()
+    (foreign / "somebody's file").write_bytes(b"x")
+    never_began = ingest_of(tmp_path, "never")
+    never_began.mkdir()
+    (never_began / "ref").write_text("never")
+    with caplog.at_level(logging.WARNING), LocalStore(tmp_path) as store:
+        assert len(store.problems) == 5
+        assert len(caplog.records) == 5
+        assert [status.ref for status in store.statuses()] == ["good"]
+        assert {path.name for path in ingests.iterdir()} == {ingest_of(tmp_path, "good").name}
+        assert len(list((tmp_path / "broken").iterdir())) == 5
+        assert any((path / "data").is_file() for path in (tmp_path / "broken").iterdir())
+        with store.writer("some ref") as writer:
+            assert writer.status.offset == 0
+    with LocalStore(tmp_path) as store:
+        assert store.problems == ()
+
+
+def test_an_ingest_that_breaks_while_the_store_is_open_is_left_out_and_starts_over(tmp_path: Path) -> None:
+    with LocalStore(tmp_path) as store:
+        for ref in ("good", "bad"):
+            with store.writer(ref) as writer:
+                writer.write(b"data")
+        (ingest_of(tmp_path, "bad") / "ref").write_bytes(b"\xff\xff")
+        assert [status.ref for status in store.statuses()] == ["good"]
+        with pytest.raises(DataLoss):
+            store.status("bad")
+        with store.writer("bad") as writer:
+            assert writer.status.offset == 0
+        store.abort("bad")
+        assert [status.ref for status in store.statuses()] == ["good"]
+
+
+@pytest.mark.parametrize("content", [b"garbage", b"-5", b"\xff", b"9" * 31])
+def test_side_files_that_make_no_sense_do_not_matter(tmp_path: Path, content: bytes) -> None:
+    with LocalStore(tmp_path) as store:
+        with store.writer("ref", total=4) as writer:
+            writer.write(b"data")
+        for name in ("total", "startedat", "updatedat"):
+            (ingest_of(tmp_path, "ref") / name).write_bytes(content)
+        assert store.status("ref").offset == 4
+        with store.writer("ref") as writer:
+            assert writer.commit().digest == digest_of(b"data")
+
+
+def test_closing_the_store_closes_its_writers_and_unlocks(tmp_path: Path) -> None:
+    with LocalStore(tmp_path) as store:
+        writer = store.writer("ref", total=5 * MIB)
+        writer.write(b"data")
+    with LocalStore(tmp_path) as other, other.writer("ref") as again:
+        assert again.status.offset == 4
+    writer.close()
+
+
+def test_two_stores_of_one_root_are_one_store(tmp_path: Path) -> None:
+    with LocalStore(tmp_path) as one, LocalStore(tmp_path) as two:
+        put(one, b"data", {"a": "1"})
+        assert dict(two.info(digest_of(b"data")).labels) == {"a": "1"}
+        two.delete(digest_of(b"data"))
+        with pytest.raises(NotFound):
+            one.info(digest_of(b"data"))
+
+
+@pytest.mark.parametrize("ns", [0, 1, 999_999_999, 1_709_247_599_123_456_789, 253_402_300_799_999_999_999])
+def test_times_survive_their_text(ns: int) -> None:
+    assert parse_time(format_time(ns)) == ns
+
+
+def test_texts_that_are_no_time_are_none() -> None:
+    for text in (b"", b"now", b"2024-13-01T00:00:00Z", b"2024-01-01T00:00:00", b"2024-01-01T00:00:00.1234567890Z"):
+        assert parse_time(text) is None

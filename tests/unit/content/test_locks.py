@@ -1,0 +1,87 @@
+"""Locks between threads, objects and processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from blobtee.content.locks import LOCK_FILE, Locks
+from blobtee.errors import Closed
+
+
+def test_a_lock_is_held_once_whoever_asks(tmp_path: Path) -> None:
+    one, two = Locks(tmp_path), Locks(tmp_path)
+    assert one.try_acquire("a")
+    assert not one.try_acquire("a")
+    assert not two.try_acquire("a")
+    assert two.try_acquire("b")
+    one.release("a")
+    assert two.try_acquire("a")
+    one.release("a")
+    assert not one.try_acquire("a")
+    one.close()
+    two.close()
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+
+
+def test_closing_gives_everything_back(tmp_path: Path) -> None:
+    one, two = Locks(tmp_path), Locks(tmp_path)
+    assert one.try_acquire("a")
+    one.close()
+    one.close()
+    one.release("a")
+    assert two.try_acquire("a")
+    with pytest.raises(Closed):
+        one.try_acquire("b")
+    with pytest.raises(Closed), one.holding("b"):
+        pass
+    two.close()
+
+
+def test_waiting_threads_and_objects_go_in_one_after_the_other(tmp_path: Path) -> None:
+    every = [Locks(tmp_path) for _ in range(3)]
+    inside = 0
+    seen: list[int] = []
+
+    def work(locks: Locks) -> None:
+        nonlocal inside
+        for _ in range(20):
+            with locks.holding("a"):
+                inside += 1
+                seen.append(inside)
+                inside -= 1
+
+    threads = [threading.Thread(target=work, args=(every[number % 3],)) for number in range(9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for locks in every:
+        locks.close()
+    assert seen == [1] * 180
+
+
+def test_a_process_that_holds_a_lock_keeps_others_out_until_it_dies(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from blobtee.content.locks import Locks\n"
+        "locks = Locks(Path(sys.argv[1]))\n"
+        "print(locks.try_acquire('a'), flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    locks = Locks(tmp_path)
+    with holder.stdout as output:
+        assert output.readline() == b"True\n"
+        assert not locks.try_acquire("a")
+        assert locks.try_acquire("b")
+        holder.kill()
+        holder.wait()
+    assert locks.try_acquire("a")
+    locks.close()
