@@ -237,47 +237,77 @@ static int start(struct job *j, bt_sha256 *const *h, const uint8_t *const *in, c
     return next_run(j);
 }
 
+/* Blocks left in a job, near enough to compare. */
+static size_t left(const struct job *j) { return j->run_nblocks + j->in_nbytes / BLOCK; }
+
+/* Moves the `lanes` jobs with most work left to the front. */
+static void longest_to_front(struct job **jobs, int n, int lanes)
+{
+    for (int l = 0; l < lanes; l++)
+        for (int i = l + 1; i < n; i++)
+            if (left(jobs[i]) > left(jobs[l])) {
+                struct job *j = jobs[l];
+                jobs[l] = jobs[i];
+                jobs[i] = j;
+            }
+}
+
+/* More jobs are kept open than there are lanes. While others wait outside, the first ones run to their end. When none does,
+ * the open ones take turns, those with most left first: so they end together, and no lane stays empty while, say, the last
+ * of four equal streams has the core for itself. */
+#define OPEN_JOBS (2 * SHA256_MAX_LANES)
+#define TURN_NBLOCKS 64
+
 static void run_lanes(bt_sha256 *const *h, const uint8_t *const *in, const size_t *in_nbytes, size_t n, uint8_t *digests)
 {
     const struct kernels *k = kernels();
-    struct job jobs[SHA256_MAX_LANES];
-    struct job *lane[SHA256_MAX_LANES];
+    struct job jobs[OPEN_JOBS];
+    struct job *open[OPEN_JOBS];
     uint32_t *state[SHA256_MAX_LANES];
     const uint8_t *run[SHA256_MAX_LANES];
-    int busy = 0; /* lane[0, busy) have work; lane[busy, k->lanes) point to free jobs */
+    int nopen = 0; /* open[0, nopen) have work; the rest point to free jobs */
+    int most = k->lanes > 1 ? OPEN_JOBS : 1;
     size_t next = 0;
 
-    for (int l = 0; l < SHA256_MAX_LANES; l++)
-        lane[l] = &jobs[l];
+    for (int i = 0; i < OPEN_JOBS; i++)
+        open[i] = &jobs[i];
     for (;;) {
-        while (busy < k->lanes && next < n)
-            busy += start(lane[busy], h, in, in_nbytes, next++, digests);
-        if (busy == 0)
+        while (nopen < most && next < n)
+            nopen += start(open[nopen], h, in, in_nbytes, next++, digests);
+        if (nopen == 0)
             return;
 
-        size_t nblocks = lane[0]->run_nblocks;
-        for (int l = 0; l < busy; l++) {
-            state[l] = lane[l]->h->state;
-            run[l] = lane[l]->run;
-            if (lane[l]->run_nblocks < nblocks)
-                nblocks = lane[l]->run_nblocks;
+        size_t nblocks = SIZE_MAX;
+        int lanes = nopen;
+        if (nopen > k->lanes) {
+            lanes = k->lanes;
+            if (next == n) {
+                longest_to_front(open, nopen, lanes);
+                nblocks = left(open[0]) / 8 + 1;
+                if (nblocks > TURN_NBLOCKS)
+                    nblocks = TURN_NBLOCKS;
+            }
         }
-        if (busy == 3)
+        for (int l = 0; l < lanes; l++) {
+            state[l] = open[l]->h->state;
+            run[l] = open[l]->run;
+            if (open[l]->run_nblocks < nblocks)
+                nblocks = open[l]->run_nblocks;
+        }
+        if (lanes == 3)
             k->x3(state, run, nblocks);
-        else if (busy == 2)
+        else if (lanes == 2)
             k->x2(state, run, nblocks);
         else
             k->x1(state[0], run[0], nblocks);
 
-        for (int l = 0; l < busy;) {
-            struct job *j = lane[l];
+        for (int l = lanes - 1; l >= 0; l--) {
+            struct job *j = open[l];
             j->run += nblocks * BLOCK;
             j->run_nblocks -= nblocks;
-            if (j->run_nblocks > 0 || next_run(j)) {
-                l++;
-            } else {
-                lane[l] = lane[--busy];
-                lane[busy] = j;
+            if (j->run_nblocks == 0 && !next_run(j)) {
+                open[l] = open[--nopen];
+                open[nopen] = j;
             }
         }
     }

@@ -107,6 +107,14 @@ def _readable(data: ReadableBuffer) -> Any:
         raise TypeError(f"a C-contiguous buffer is needed: {error}") from None
 
 
+def _all_readable(buffers: Iterable[ReadableBuffer]) -> list[Any]:
+    from_buffer, kind = _ffi.from_buffer, _BYTES
+    try:
+        return [from_buffer(kind, data) for data in buffers]
+    except BufferError as error:
+        raise TypeError(f"C-contiguous buffers are needed: {error}") from None
+
+
 def _writable(out: WriteableBuffer) -> Any:
     try:
         return _ffi.from_buffer(_BYTES, out, True)
@@ -280,9 +288,9 @@ class Sha256:
         return f"<blobtee.core.Sha256 at {id(self):#x}>"
 
 
-def _longest_first(views: list[Any]) -> list[int]:
+def _longest_first(sizes: list[int]) -> list[int]:
     # A long stream that starts last would have the core for itself at the end.
-    return sorted(range(len(views)), key=lambda i: len(views[i]), reverse=True)
+    return sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
 
 
 def sha256_many(buffers: Iterable[ReadableBuffer], /) -> list[bytes]:
@@ -290,12 +298,13 @@ def sha256_many(buffers: Iterable[ReadableBuffer], /) -> list[bytes]:
 
     Faster than one after the other from two buffers on, whatever their lengths (see `CpuFeatures.sha256_lanes`).
     """
-    views = [_readable(data) for data in buffers]
-    order = _longest_first(views)
+    views = _all_readable(buffers)
+    sizes = list(map(len, views))
+    order = _longest_first(sizes)
     digests = _new_uncleared(_BYTES, 32 * len(views))
     result = _lib.bt_sha256_many(
         _new_uncleared(_POINTERS, [views[i] for i in order]),
-        _new_uncleared(_SIZES, [len(views[i]) for i in order]),
+        _new_uncleared(_SIZES, [sizes[i] for i in order]),
         len(views),
         digests,
     )
@@ -314,20 +323,20 @@ def update_many(pairs: Iterable[tuple[Sha256, ReadableBuffer]], /) -> None:
     Raises InvalidArgument when an object appears twice or would go past 2**61 - 1 bytes, FailedPrecondition when
     another thread is using one of them. After any error all objects are as they were before.
     """
-    hashers = []
-    views = []
-    for hasher, data in pairs:
+    pairs = list(pairs)
+    hashers = [hasher for hasher, _ in pairs]
+    views = _all_readable(data for _, data in pairs)
+    for hasher in hashers:
         if not isinstance(hasher, Sha256):
             raise TypeError(f"a Sha256 is needed, not {type(hasher).__name__}")
-        hashers.append(hasher)
-        views.append(_readable(data))
     if len({id(hasher) for hasher in hashers}) != len(hashers):
         raise InvalidArgument("update_many: the same object appears twice")
-    order = _longest_first(views)
+    sizes = list(map(len, views))
+    order = _longest_first(sizes)
     result = _lib.bt_sha256_update_many(
         _new_uncleared(_SHA256S, [hashers[i]._context for i in order]),
         _new_uncleared(_POINTERS, [views[i] for i in order]),
-        _new_uncleared(_SIZES, [len(views[i]) for i in order]),
+        _new_uncleared(_SIZES, [sizes[i] for i in order]),
         len(views),
     )
     if result:

@@ -1,0 +1,180 @@
+"""The C core beside what Python offers otherwise, as ratios: python -m benchmarks.ratios_core [rounds]
+
+Ours and the references take turns within one process, each round once, and each round gives one ratio of their CPU
+times on this thread; the median of those is printed (above 1: ours is faster), with the quartiles. Absolute times on a
+shared machine say little, ratios taken this way repeat within a few per cent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import statistics
+import sys
+import time
+import zlib
+from collections.abc import Callable
+
+from isal import isal_zlib
+
+from benchmarks.data import gzipped_sample, sample
+from blobtee.core import Inflater, Sha256, crc32c, gzip_member, sha256_many, update_many
+
+Work = Callable[[], object]
+SLOT = 256 << 10
+
+
+def hash_ours(data: memoryview) -> None:
+    hasher = Sha256()
+    for at in range(0, len(data), SLOT):
+        hasher.update(data[at : at + SLOT])
+    hasher.digest()
+
+
+def hash_reference(data: memoryview) -> None:
+    hasher = hashlib.sha256()
+    for at in range(0, len(data), SLOT):
+        hasher.update(data[at : at + SLOT])
+    hasher.digest()
+
+
+def hash_streams_ours(streams: list[memoryview]) -> None:
+    hashers = [Sha256() for _ in streams]
+    for at in range(0, len(streams[0]), SLOT):
+        update_many([(hasher, data[at : at + SLOT]) for hasher, data in zip(hashers, streams, strict=True)])
+    for hasher in hashers:
+        hasher.digest()
+
+
+def hash_streams_reference(streams: list[memoryview]) -> None:
+    hashers = [hashlib.sha256() for _ in streams]
+    for at in range(0, len(streams[0]), SLOT):
+        for hasher, data in zip(hashers, streams, strict=True):
+            hasher.update(data[at : at + SLOT])
+    for hasher in hashers:
+        hasher.digest()
+
+
+def streams_of(n: int) -> list[memoryview]:
+    data = memoryview(sample())
+    length = (16 << 20) // n // SLOT * SLOT
+    return [data[i * length : (i + 1) * length] for i in range(n)]
+
+
+def files() -> list[memoryview]:
+    """As many small files as a layer has: 16 MiB, most of them of some KB."""
+    source, data, found, at = random.Random(1), memoryview(sample()), [], 0
+    while at < 16 << 20:
+        size = int(source.lognormvariate(8.5, 1.5)) + 1
+        found.append(data[at : at + size])
+        at += size
+    return found
+
+
+def inflate_ours(stream: bytes, in_step: int, out: bytearray) -> None:
+    inflater = Inflater()
+    view = memoryview(stream)
+    for at in range(0, len(view), in_step):
+        rest = view[at : at + in_step]
+        while True:
+            consumed, produced = inflater.inflate_into(rest, out)
+            rest = rest[consumed:]
+            if not rest and produced < len(out):
+                break
+    inflater.finish()
+
+
+def inflate_reference(module: object, stream: bytes, in_step: int, most: int) -> None:
+    decompressor = module.decompressobj(31)  # type: ignore[attr-defined]
+    view = memoryview(stream)
+    for at in range(0, len(view), in_step):
+        rest = view[at : at + in_step]
+        while rest:
+            decompressor.decompress(rest, most)
+            rest = decompressor.unconsumed_tail
+    decompressor.flush()
+    if not decompressor.eof:
+        raise SystemExit("the reference did not reach the end")
+
+
+def deflate_reference(module: object, data: memoryview, level: int) -> bytes:
+    compressor = module.compressobj(level, zlib.DEFLATED, 31)  # type: ignore[attr-defined]
+    return bytes(compressor.compress(data) + compressor.flush())
+
+
+def cases() -> dict[str, tuple[Work, dict[str, Work]]]:
+    """Name: ours, and the references by name."""
+    one = memoryview(sample())[: 16 << 20]
+    many = files()
+    stream = gzipped_sample(32 << 20)
+    member = memoryview(sample())[: 1 << 20]
+    out = bytearray(1 << 20)
+    found: dict[str, tuple[Work, dict[str, Work]]] = {
+        "sha256, one stream": (lambda: hash_ours(one), {"hashlib": lambda: hash_reference(one)}),
+    }
+    for n in (2, 3, 4, 8):
+        streams = streams_of(n)
+        found[f"sha256, {n} streams in lanes"] = (
+            lambda streams=streams: hash_streams_ours(streams),  # type: ignore[misc]
+            {"hashlib": lambda streams=streams: hash_streams_reference(streams)},  # type: ignore[misc]
+        )
+    found[f"sha256_many, {len(many)} small files"] = (
+        lambda: sha256_many(many),
+        {"hashlib": lambda: [hashlib.sha256(data).digest() for data in many]},
+    )
+    found["crc32c, 16 MiB (references: CRC-32)"] = (
+        lambda: crc32c(one),
+        {"zlib": lambda: zlib.crc32(one), "isal": lambda: isal_zlib.crc32(one)},
+    )
+    for in_step in (64 << 10, 1 << 20):
+        found[f"inflate, {in_step >> 10} KiB in, 1 MiB out"] = (
+            lambda step=in_step: inflate_ours(stream, step, out),  # type: ignore[misc]
+            {
+                "zlib": lambda step=in_step: inflate_reference(zlib, stream, step, len(out)),  # type: ignore[misc]
+                "isal": lambda step=in_step: inflate_reference(isal_zlib, stream, step, len(out)),  # type: ignore[misc]
+            },
+        )
+    found["gzip_member, 1 MiB, level 6 (isal: its level 3)"] = (
+        lambda: gzip_member(member, 6),
+        {"zlib": lambda: deflate_reference(zlib, member, 6), "isal": lambda: deflate_reference(isal_zlib, member, 3)},
+    )
+    return found
+
+
+def cpu_seconds(work: Work) -> float:
+    begin = time.thread_time()
+    work()
+    return time.thread_time() - begin
+
+
+def ratios(ours: Work, references: dict[str, Work], rounds: int) -> dict[str, list[float]]:
+    """By reference: its time over ours, one figure a round, sorted. The order of turns changes with each round."""
+    works = {"": ours} | references
+    for work in works.values():
+        work()
+    found: dict[str, list[float]] = {name: [] for name in references}
+    names = list(works)
+    for _ in range(rounds):
+        names.append(names.pop(0))
+        seconds = {name: cpu_seconds(works[name]) for name in names}
+        for name in references:
+            found[name].append(seconds[name] / seconds[""])
+    return {name: sorted(values) for name, values in found.items()}
+
+
+def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 25
+    print(f"{'ours over the reference, CPU time':52} {'':8} median  quartiles")
+    for name, (ours, references) in cases().items():
+        for reference, values in ratios(ours, references, rounds).items():
+            low, median, high = statistics.quantiles(values, n=4)
+            print(f"{name:52} {reference:8} {median:6.2f}  {low:.2f}..{high:.2f}")
+    member = memoryview(sample())[: 1 << 20]
+    ours_nbytes = len(gzip_member(member, 6))
+    for name, module, level in (("zlib", zlib, 6), ("isal", isal_zlib, 3)):
+        theirs = len(deflate_reference(module, member, level))
+        print(f"{'gzip_member, 1 MiB, level 6: size over':52} {name:8} {ours_nbytes / theirs:6.3f}")
+
+
+if __name__ == "__main__":
+    main()
