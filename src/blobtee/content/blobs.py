@@ -53,19 +53,24 @@ class Blobs:
     def __init__(self, root: Path, database: Database, locks: Locks | None) -> None:
         self._root = root
         self._directory = root / "blobs"
+        self._prefix = f"{self._directory}/"
         self._database = database
         self._locks = locks
         database.migrate("blobs", _STEPS)
 
     def path(self, digest: Digest) -> Path:
-        return self._directory / digest.algorithm / digest.hex
+        return Path(self._file(digest))
+
+    def _file(self, digest: Digest) -> str:
+        # Plain text: a walk and each opening come through here, and paths of pathlib cost more than the system call.
+        return f"{self._prefix}{digest.algorithm}/{digest.hex}"
 
     def reader(self, desc: Descriptor) -> FileReader:
         """See `Provider.reader_at`; a negative `desc.size` is not compared."""
         digest = Digest(desc.digest)
         with os_errors(f"open blob {digest}"):
             try:
-                fd = os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+                fd = os.open(self._file(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             except (FileNotFoundError, NotADirectoryError):
                 raise NotFound(f"no blob {digest} in {self._root}") from None
             try:
@@ -196,20 +201,21 @@ class Blobs:
         marks = ",".join("?" * len(digests))
         with self._database.reading() as connection:
             found = connection.execute(f"SELECT {_COLUMNS} FROM blobs WHERE digest IN ({marks})", digests).fetchall()
-        rows = {row.info.digest: row for row in map(_Row, found)}
+        rows = {row[0]: row for row in found}
         for digest in digests:
             status = self._stat(digest)
-            row = rows.get(digest)
             if status is None:
                 continue
+            row = _Row(rows[digest], digest) if digest in rows else None
             yield _unknown(digest, status) if row is None or row.quarantined else row.info
 
     def _stat(self, digest: Digest) -> os.stat_result | None:
-        with os_errors(f"look for blob {digest}"):
-            try:
-                found = os.stat(self.path(digest))
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+        try:
+            found = os.stat(self._file(digest))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise from_os_error(error, f"look for blob {digest}") from error
         return found if stat.S_ISREG(found.st_mode) else None
 
     def _row(self, digest: Digest) -> _Row | None:
@@ -256,13 +262,13 @@ class Blobs:
 class _Row:
     """One row of the table."""
 
-    def __init__(self, row: tuple[str, int, int, int, str, int]) -> None:
-        digest, size, created_at, updated_at, labels, quarantined = row
+    def __init__(self, row: tuple[str, int, int, int, str, int], digest: Digest | None = None) -> None:
+        name, size, created_at, updated_at, labels, quarantined = row
         try:
-            parsed = json.loads(labels)
+            parsed = json.loads(labels) if labels != "{}" else {}
         except ValueError as error:
-            raise DataLoss(f"the labels of blob {digest} cannot be read: {error}") from None
-        self.info = Info(Digest(digest), size, created_at, updated_at, parsed)
+            raise DataLoss(f"the labels of blob {name} cannot be read: {error}") from None
+        self.info = Info(digest or Digest(name), size, created_at, updated_at, parsed)
         self.quarantined = bool(quarantined)
 
 
