@@ -63,7 +63,9 @@ def check(store: LocalStore, done: dict[str, set[int]], numbers: range) -> None:
     for number in done["name"]:
         assert names[f"name:{number}"].digest == digest_of(blob(number))
     refs = {ref_of(number): number for number in numbers}
-    for status in store.statuses():
+    statuses = store.statuses()
+    assert len(os.listdir(store.root / "ingest")) == len(statuses), "an ingest that never began is left behind"
+    for status in statuses:
         data = blob(refs[status.ref])
         with store.writer(status.ref) as writer:
             assert writer.status.offset == status.offset
@@ -77,6 +79,7 @@ def litter(root: Path) -> set[str]:
     return {file for file in files if not file.startswith("blobs/sha256/")} - allowed
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_call_loses_nothing_and_the_work_goes_on(tmp_path: Path) -> None:
     worker = start("steps", tmp_path)
     assert worker.stdout is not None
@@ -106,6 +109,7 @@ def test_a_kill_at_any_call_loses_nothing_and_the_work_goes_on(tmp_path: Path) -
         assert os.listdir(root / "ingest") == []
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_lose_nothing_and_leave_no_growing_litter(tmp_path: Path) -> None:
     done: dict[str, set[int]] = defaultdict(set)
     chance = random.Random(1)

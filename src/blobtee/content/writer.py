@@ -73,7 +73,8 @@ class LocalWriter(Writer):
 
     @property
     def digest(self) -> Digest:
-        return digest_of(self._algorithm, self._hash)
+        with self._turn:
+            return digest_of(self._algorithm, self._hash)
 
     def write(self, data: Buffer) -> int:
         """See `Writer.write`. When `status.total` bytes are there they are synced, so that `commit` is a rename.

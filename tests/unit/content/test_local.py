@@ -235,6 +235,35 @@ def test_a_blob_that_loses_bytes_under_a_reader_is_told(tmp_path: Path) -> None:
                 reader.read_at(600, 1)
 
 
+def test_a_reader_that_is_closed_during_a_read_keeps_its_file_until_the_read_is_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LocalStore(tmp_path) as store:
+        put(store, b"data")
+        reader = store.reader_at(describe(b"data"))
+        used: list[int] = []
+
+        def closing(call: Callable[..., Any]) -> Callable[..., Any]:
+            def wrapped(fd: int, *rest: Any) -> Any:
+                used.append(fd)
+                reader.close()
+                return call(fd, *rest)
+
+            return wrapped
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pread", closing(os.pread))
+            assert reader.read_at(0, 4) == b"data"
+        with pytest.raises(OSError):
+            os.fstat(used[0])
+        reader = store.reader_at(describe(b"data"))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "preadv", closing(os.preadv))
+            assert reader.readinto_at(0, bytearray(4)) == 4
+        with pytest.raises(OSError):
+            os.fstat(used[1])
+
+
 def test_a_foreign_blob_of_a_wrong_size_is_told_by_the_descriptor(tmp_path: Path) -> None:
     with LocalStore(tmp_path) as store:
         path_of(tmp_path, b"data").write_bytes(b"dat")
