@@ -1,0 +1,81 @@
+"""What a caller can ask for: one of four types, a level, and whether layers that differ are converted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from blobtee.errors import InvalidArgument
+from blobtee.oci import Compressed, layer_compression, mediatypes
+
+
+class Type(Enum):
+    """How layers are packed (`spec/remote.md` section 5)."""
+
+    UNCOMPRESSED = "uncompressed"
+    GZIP = "gzip"
+    ESTARGZ = "estargz"
+    ZSTD = "zstd"
+
+    @property
+    def media_type(self) -> str:
+        """The OCI media type of a layer packed so."""
+        return _MEDIA_TYPES[self]
+
+
+_MEDIA_TYPES = {
+    Type.UNCOMPRESSED: mediatypes.OCI_LAYER,
+    Type.GZIP: mediatypes.OCI_LAYER + "+gzip",
+    Type.ESTARGZ: mediatypes.OCI_LAYER + "+gzip",
+    Type.ZSTD: mediatypes.OCI_LAYER + "+zstd",
+}
+_LEVELS = {Type.GZIP: range(13), Type.ESTARGZ: range(13), Type.ZSTD: range(1, 23)}
+_DEFAULT_LEVELS = {Type.GZIP: 6, Type.ESTARGZ: 6, Type.ZSTD: 3}
+
+
+@dataclass(frozen=True, init=False)
+class Compression:
+    """A wish: `type`; `force` converts layers that are packed otherwise; `level` None is the type's own default.
+
+    `type` may be given by name. A level of -1 means the default, as elsewhere in the ecosystem.
+    `InvalidArgument` for an unknown type, or a level that the type does not have.
+    """
+
+    type: Type
+    force: bool
+    level: int | None
+
+    def __init__(self, type: Type | str = Type.GZIP, *, force: bool = False, level: int | None = None) -> None:
+        try:
+            kind = Type(type)
+        except ValueError:
+            names = ", ".join(known.value for known in Type)
+            raise InvalidArgument(f"unknown compression {str(type)[:100]!r} (there is: {names})") from None
+        if level == -1:
+            level = None
+        if level is not None and (isinstance(level, bool) or not isinstance(level, int)):
+            raise InvalidArgument(f"a compression level is a whole number, not {level!r:.40}")
+        levels = _LEVELS.get(kind)
+        if level is not None and levels is None:
+            raise InvalidArgument(f"{kind.value} has no levels")
+        if level is not None and levels is not None and level not in levels:
+            raise InvalidArgument(f"{kind.value} has the levels {levels[0]} to {levels[-1]}, not {level}")
+        object.__setattr__(self, "type", kind)
+        object.__setattr__(self, "force", bool(force))
+        object.__setattr__(self, "level", level)
+
+    @property
+    def effective_level(self) -> int | None:
+        """The level that is used: `level`, else the type's default; None where there are no levels."""
+        return self.level if self.level is not None else _DEFAULT_LEVELS.get(self.type)
+
+
+_TYPES = {Compressed.NONE: Type.UNCOMPRESSED, Compressed.GZIP: Type.GZIP, Compressed.ZSTD: Type.ZSTD}
+
+
+def from_media_type(media_type: str) -> Type:
+    """The type that a layer's media type says; gzip types are gzip, never eStargz.
+
+    `UnsupportedMediaType` names a type that is not a layer's.
+    """
+    return _TYPES[layer_compression(media_type)]

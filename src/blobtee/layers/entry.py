@@ -1,0 +1,82 @@
+"""One member of a layer's tar."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from blobtee.errors import Closed, CorruptData
+from blobtee.layers.sparse import Segment
+
+MAX_PATH = 32 << 10
+"""Bytes of a path. Linux opens 4096 at once; deeper trees exist, but not by this much."""
+
+
+class EntryType(Enum):
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+    HARDLINK = "hardlink"
+    CHARACTER_DEVICE = "character device"
+    BLOCK_DEVICE = "block device"
+    FIFO = "fifo"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """`path` is relative to the layer's root, without `.`, `..`, empty parts and a final slash; `""` is the root.
+
+    Text that is not UTF-8 is kept with surrogate escapes (`os.fsencode` gives the bytes back).
+    `size` is the content's length in bytes, holes included; 0 for everything but files. `offset` is where the stored
+    data begins in the tar. `linkname` is a symbolic link's text as written, or the normalised path of a hard link's
+    target. `mtime_ns` is nanoseconds since the epoch and may be negative.
+    """
+
+    path: str
+    type: EntryType
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    linkname: str
+    offset: int
+    uname: str = ""
+    gname: str = ""
+    devmajor: int = 0
+    devminor: int = 0
+    xattrs: Mapping[str, bytes] = field(default_factory=dict)
+    sparse: tuple[Segment, ...] | None = None
+    """Where the stored bytes belong in the content, when there are holes; None when the data is stored whole."""
+    _opener: Callable[[Entry], io.RawIOBase] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def mtime(self) -> float:
+        """Seconds since the epoch, for people; `mtime_ns` is exact."""
+        return self.mtime_ns / 1_000_000_000
+
+    def data(self) -> io.RawIOBase:
+        """The content, holes filled with zeros, as a file to be read once and in order.
+
+        Valid until the next entry is asked for; then reading raises `Closed`. A tar that ends too early is
+        `CorruptData`. What is not a file has no bytes.
+        """
+        if self._opener is None:
+            raise Closed(f"{self.path}: this entry does not come from a stream any more")
+        return self._opener(self)
+
+
+def normalise(name: str, what: str) -> str:
+    """`name` as `Entry.path`. `CorruptData` for a `..` or a NUL in it, or when it is longer than `MAX_PATH`."""
+    if len(name) > MAX_PATH:
+        raise CorruptData(f"{what} of {len(name)} characters; the limit is {MAX_PATH}")
+    if "\0" in name:
+        raise CorruptData(f"{what} with a NUL byte: {name[:100]!r}")
+    if "/" not in name and name not in ("", ".", ".."):
+        return name
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise CorruptData(f"{what} with '..' leads out of the layer: {name[:100]!r}")
+    return "/".join(parts)
