@@ -7,7 +7,8 @@
     │   ├── InvalidDocument                                manifest, index, config or TOML not to be read
     │   └── UnsupportedMediaType                           a type that nothing here can handle
     ├── NotFound (LookupError)        NOT_FOUND            no such blob, image, reference, path
-    │   └── NeedsRemoteProvider                            lazy blobs without anybody to bring them
+    │   ├── NeedsRemoteProvider                            lazy blobs without anybody to bring them
+    │   └── NoBlobs                                        a ref without a blob, where none may be created
     ├── AlreadyExists                 ALREADY_EXISTS       for writers this is often success
     ├── PermissionDenied (PermissionError)  PERMISSION_DENIED
     ├── Unauthenticated               UNAUTHENTICATED      no credentials, or they were refused
@@ -80,6 +81,10 @@ class NeedsRemoteProvider(NotFound):
     def __init__(self, digests: tuple[str, ...]) -> None:
         super().__init__(f"no local content and no remote provider for {', '.join(digests)}")
         self.digests = digests
+
+
+class NoBlobs(NotFound):
+    pass
 
 
 class AlreadyExists(BlobteeError):

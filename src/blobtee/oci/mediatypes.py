@@ -46,11 +46,12 @@ _SUFFIXES = {
     DOCKER_LAYER_FOREIGN: {"": Compressed.NONE, ".gzip": Compressed.GZIP},
 }
 _LAYERS = {base + suffix: kind for base, kinds in _SUFFIXES.items() for suffix, kind in kinds.items()}
-_NONDISTRIBUTABLE = {
+_DISTRIBUTABLE = {
     base + suffix: distributable + suffix
     for base, distributable in ((OCI_LAYER_NONDISTRIBUTABLE, OCI_LAYER), (DOCKER_LAYER_FOREIGN, DOCKER_LAYER))
     for suffix in _SUFFIXES[base]
 }
+_NONDISTRIBUTABLE = {plain: foreign for foreign, plain in _DISTRIBUTABLE.items()}
 
 
 def is_layer(media_type: str) -> bool:
@@ -66,9 +67,15 @@ def layer_compression(media_type: str) -> Compressed:
 
 
 def is_nondistributable(media_type: str) -> bool:
-    return media_type in _NONDISTRIBUTABLE
+    return media_type in _DISTRIBUTABLE
 
 
 def distributable(media_type: str) -> str:
     """The type with the same bytes that registries may hold; any other type comes back as it is."""
+    return _DISTRIBUTABLE.get(media_type, media_type)
+
+
+def nondistributable(media_type: str) -> str:
+    """The type with the same bytes that says "do not distribute"; any other type, and Docker's zstd, which has no such
+    twin, comes back as it is."""
     return _NONDISTRIBUTABLE.get(media_type, media_type)

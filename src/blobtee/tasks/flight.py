@@ -12,14 +12,14 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar, cast
 
-from blobtee.errors import BlobteeError, Cancelled, PermissionDenied, Unauthenticated
+from blobtee.errors import BlobteeError, Cancelled, Closed, LazyUnavailable, PermissionDenied, Unauthenticated
 from blobtee.tasks.cancellation import Cancellation, current, scope
 from blobtee.tasks.progress import Event, Reporter, current_reporter, reporting
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
-PERSONAL = (Cancelled, Unauthenticated, PermissionDenied)
+PERSONAL = (Cancelled, Closed, LazyUnavailable, PermissionDenied, Unauthenticated)
 """Failures that say something of the caller and nothing of the work: the next waiter tries with its own means."""
 
 
