@@ -1,0 +1,120 @@
+"""The labels and annotations that blobs carry: the names are BuildKit's and containerd's (`spec/remote.md` 1, 2, 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+
+from blobtee.errors import InvalidArgument
+from blobtee.oci import Descriptor, Digest, Reference
+
+UNCOMPRESSED = "containerd.io/uncompressed"
+CREATED_AT = "buildkit/createdat"
+TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
+UNCOMPRESSED_SIZE = "io.containers.estargz.uncompressed-size"
+SOURCE = "containerd.io/distribution.source."
+LINK = "containerd.io/gc.ref.content.blob-"
+MEDIA_TYPE = "buildkit.io/blob/mediatype"
+ANNOTATION = "buildkit.io/blob/annotation."
+IS_ESTARGZ = "buildkit.io/compression/estargz"
+
+KEPT = (UNCOMPRESSED, TOC_DIGEST, UNCOMPRESSED_SIZE)
+"""Annotations that stay with a blob in the store; the others belong to the manifest they came in."""
+
+MAX_LABEL = 4096
+"""Characters of a label's key and value together (containerd `pkg/labels`)."""
+
+
+def kept(annotations: Mapping[str, str]) -> dict[str, str]:
+    """Those of `annotations` that stay with a blob."""
+    return {key: annotations[key] for key in KEPT if annotations.get(key)}
+
+
+def blob_labels(desc: Descriptor) -> dict[str, str]:
+    """The labels that say what the blob of `desc` is, and where it can be had. Over-long ones are left out."""
+    labels = {MEDIA_TYPE: desc.media_type}
+    labels |= {ANNOTATION + key: value for key, value in kept(desc.annotations).items()}
+    labels |= {key: value for key, value in desc.annotations.items() if key.startswith(SOURCE)}
+    return {key: value for key, value in labels.items() if value and len(key) + len(value) <= MAX_LABEL}
+
+
+def blob_annotations(labels: Mapping[str, str]) -> dict[str, str] | None:
+    """The annotations kept in a blob's labels; None when the labels do not say what the blob is."""
+    if not labels.get(MEDIA_TYPE):
+        return None
+    return kept({key[len(ANNOTATION) :]: value for key, value in labels.items() if key.startswith(ANNOTATION)})
+
+
+def with_source(annotations: Mapping[str, str], image_ref: str) -> dict[str, str]:
+    """The one annotation that says a blob can be had from `image_ref`'s repository, merged with what is there.
+
+    The key keeps the host's port; the value is a comma list, order kept, no duplicate. `InvalidReference`.
+    """
+    reference = Reference.parse(image_ref)
+    key = SOURCE + reference.host
+    return {key: _joined([annotations.get(key, ""), reference.repository])}
+
+
+def merged_sources(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, str]:
+    """The source labels of both, those of `first` first. Lists that would be too long for a label lose their end."""
+    result: dict[str, str] = {}
+    for key in dict.fromkeys((*first, *second)):
+        if not key.startswith(SOURCE):
+            continue
+        joined = _joined([first.get(key, ""), second.get(key, "")])
+        while joined and len(key) + len(joined) > MAX_LABEL:
+            joined = joined.rpartition(",")[0]
+        if joined:
+            result[key] = joined
+    return result
+
+
+def repositories(labels: Mapping[str, str], host: str) -> list[str]:
+    """The repositories on `host` (with its port, if any) that labels or annotations name as sources of a blob.
+
+    Upstream writes the host without its port, so that key is read too, after the exact one.
+    """
+    return [part for part in _joined([labels.get(SOURCE + name, "") for name in _spellings(host)]).split(",") if part]
+
+
+def links(labels: Mapping[str, str]) -> list[Digest]:
+    """The blobs that `labels` link to, sorted. What is no digest is passed over."""
+    result = []
+    for key in sorted(labels):
+        if key.startswith(LINK):
+            try:
+                result.append(Digest(labels[key]))
+            except InvalidArgument:
+                continue
+    return result
+
+
+def rfc3339(nanoseconds: int) -> str:
+    """A moment as Go writes it with RFC3339Nano, in UTC: `2024-05-01T12:00:00.123456789Z`, no zeros at the end."""
+    seconds, fraction = divmod(nanoseconds, 1_000_000_000)
+    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return text + (f".{fraction:09}".rstrip("0") if fraction else "") + "Z"
+
+
+def from_rfc3339(text: str) -> int | None:
+    """The moment in nanoseconds since the epoch; None when `text` is not one."""
+    head, dot, tail = text.partition(".")
+    digits = tail[: len(tail) - len(tail.lstrip("0123456789"))]
+    zone = tail[len(digits) :] if dot else ""
+    try:
+        moment = datetime.fromisoformat(head + zone)
+    except ValueError:
+        return None
+    if moment.tzinfo is None or (dot and not digits):
+        return None
+    delta = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000_000 + int(digits[:9].ljust(9, "0") or "0")
+
+
+def _spellings(host: str) -> tuple[str, ...]:
+    bare, colon, port = host.rpartition(":")
+    return (host, bare) if colon and port.isdigit() else (host,)
+
+
+def _joined(lists: Iterable[str]) -> str:
+    return ",".join(dict.fromkeys(part for text in lists for part in text.split(",") if part))

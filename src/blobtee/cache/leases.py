@@ -1,0 +1,185 @@
+"""Leases: what must not be collected, and until when (`spec/remote.md` sections 1, 4, 6).
+
+A lease is a row that names resources. Those of a ref last as long as the ref; temporary ones protect work under way.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from blobtee.content.database import Database
+from blobtee.errors import NotFound
+from blobtee.tasks import shield
+
+TEMPORARY = "buildkit/lease.temporary"
+EXPIRY_SECONDS = 3600
+CONTENT = "content"
+
+_STEPS = (
+    """
+    CREATE TABLE cache_leases (
+        id TEXT PRIMARY KEY, created_at INTEGER NOT NULL, expires_at INTEGER, flat INTEGER NOT NULL,
+        owner TEXT NOT NULL, labels TEXT NOT NULL
+    );
+    CREATE TABLE cache_lease_resources (
+        lease TEXT NOT NULL, type TEXT NOT NULL, resource TEXT NOT NULL, PRIMARY KEY (lease, type, resource)
+    );
+    CREATE INDEX cache_lease_resources_resource ON cache_lease_resources (type, resource);
+    """,
+)
+_PROCESS = secrets.token_hex(8)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """`flat`: only the resources named here are held, not what their labels link to.
+
+    Times are nanoseconds since the epoch; `expires_at` None means never.
+    """
+
+    id: str
+    created_at: int
+    expires_at: int | None = None
+    flat: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Held:
+    lease: Lease
+    owner: str
+
+
+_current: contextvars.ContextVar[_Held | None] = contextvars.ContextVar("blobtee_lease", default=None)
+
+
+def variants_lease(ref_id: str) -> str:
+    """The id of the lease that holds the variants of a ref's blob."""
+    return f"{ref_id}-variants"
+
+
+class Leases:
+    """The table of leases of a store. Thread-safe; several may be open on one database, in several processes."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        database.migrate("cache.leases", _STEPS)
+
+    def ensure(self, lease_id: str, *, flat: bool = False) -> None:
+        """Make a lease that does not expire; one that is there already stays as it is."""
+        self._insert(Lease(lease_id, time.time_ns(), None, flat), owner="")
+
+    def add(self, lease_id: str, resources: Iterable[str], *, kind: str = CONTENT) -> None:
+        """Hold `resources` (digests, for content) by the lease; what it holds already is no error. `NotFound`."""
+        with self._database.transaction() as connection:
+            if not connection.execute("SELECT 1 FROM cache_leases WHERE id = ?", (lease_id,)).fetchone():
+                raise NotFound(f"no lease {lease_id[:80]!r}")
+            connection.executemany(
+                "INSERT OR IGNORE INTO cache_lease_resources VALUES (?, ?, ?)",
+                [(lease_id, kind, resource) for resource in resources],
+            )
+
+    def resources(self, lease_id: str) -> list[tuple[str, str]]:
+        """(type, resource) pairs that the lease holds, sorted; none when there is no such lease."""
+        with self._database.reading() as connection:
+            query = "SELECT type, resource FROM cache_lease_resources WHERE lease = ? ORDER BY type, resource"
+            return [(kind, resource) for kind, resource in connection.execute(query, (lease_id,)).fetchall()]
+
+    def all(self) -> list[Lease]:
+        with self._database.reading() as connection:
+            rows = connection.execute("SELECT id, created_at, expires_at, flat, labels FROM cache_leases ORDER BY id")
+            return [Lease(row[0], row[1], row[2], bool(row[3]), json.loads(row[4])) for row in rows.fetchall()]
+
+    def delete(self, lease_id: str) -> None:
+        """Drop the lease and its hold; one that is not there is no error."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM cache_leases WHERE id = ?", (lease_id,))
+            connection.execute("DELETE FROM cache_lease_resources WHERE lease = ?", (lease_id,))
+
+    def protect(self, resources: Iterable[str], *, kind: str = CONTENT) -> None:
+        """Hold `resources` by the lease of the context; without one, nothing happens."""
+        held = _current.get()
+        if held is not None:
+            with self._database.transaction():
+                self._insert(held.lease, owner=held.owner)
+                self.add(held.lease.id, resources, kind=kind)
+
+    def adopt(self, lease_id: str) -> None:
+        """The lease of the context takes over what `lease_id` holds, which is dropped. Without one, it is kept."""
+        held = _current.get()
+        if held is None or held.lease.id == lease_id:
+            return
+        with self._database.transaction():
+            for kind, resource in self.resources(lease_id):
+                self.protect([resource], kind=kind)
+            self.delete(lease_id)
+
+    @contextmanager
+    def hold(self) -> Iterator[str]:
+        """Run the block under the lease of the context, or under a temporary one that is dropped at its end,
+        also when the block was cancelled. Gives the lease's id.
+
+        A temporary lease is written when it first protects something: reading alone writes nothing.
+        """
+        outer = _current.get()
+        if outer is not None:
+            yield outer.lease.id
+            return
+        now = time.time_ns()
+        lease = Lease(secrets.token_hex(16), now, now + EXPIRY_SECONDS * 1_000_000_000, False, {TEMPORARY: "true"})
+        token = _current.set(_Held(lease, f"{os.getpid()}:{_PROCESS}"))
+        try:
+            yield lease.id
+        finally:
+            _current.reset(token)
+            with shield():
+                if self._is_there(lease.id):
+                    self.delete(lease.id)
+
+    def drop_stale(self) -> None:
+        """Drop temporary leases that nobody works under any more: expired, or left by a process that is gone."""
+        now = time.time_ns()
+        with self._database.reading() as connection:
+            rows = connection.execute("SELECT id, expires_at, owner FROM cache_leases WHERE owner != ''").fetchall()
+        for lease_id, expires_at, owner in rows:
+            if expires_at <= now or not _lives(owner):
+                self.delete(lease_id)
+
+    def _is_there(self, lease_id: str) -> bool:
+        with self._database.reading() as connection:
+            return connection.execute("SELECT 1 FROM cache_leases WHERE id = ?", (lease_id,)).fetchone() is not None
+
+    def _insert(self, lease: Lease, *, owner: str) -> None:
+        with self._database.transaction() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO cache_leases VALUES (?, ?, ?, ?, ?, ?)",
+                (lease.id, lease.created_at, lease.expires_at, lease.flat, owner, json.dumps(dict(lease.labels))),
+            )
+
+
+def current_lease() -> str | None:
+    """The lease that the running work is under."""
+    held = _current.get()
+    return held.lease.id if held is not None else None
+
+
+def _lives(owner: str) -> bool:
+    pid, _, process = owner.partition(":")
+    if process == _PROCESS:
+        return True
+    if not pid.isdigit() or int(pid) == os.getpid():
+        return False  # an earlier process had our number
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -1,0 +1,243 @@
+"""The cache over one store: finds refs, makes them of blobs, and knows which are in use."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Protocol
+
+from blobtee.cache import labels
+from blobtee.cache.chain import load
+from blobtee.cache.handlers import Handler, Handlers
+from blobtee.cache.leases import Leases, variants_lease
+from blobtee.cache.records import Kind, Record, Records, new_id
+from blobtee.cache.ref import Ref
+from blobtee.content.api import Store
+from blobtee.content.database import Database
+from blobtee.errors import (
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    InvalidReference,
+    NeedsRemoteProvider,
+    NotFound,
+    PermissionDenied,
+)
+from blobtee.oci import Descriptor, Digest, Reference, chain_id
+
+
+class MetadataStore(Store, Protocol):
+    """A store that has a database in which the cache keeps its tables."""
+
+    @property
+    def metadata(self) -> Database: ...
+
+
+class CacheManager:
+    """Refs of one store. Thread-safe. The records are in the store: a new manager finds what an older one made, and
+    several may work on one store at once. Which refs are open is known to each manager for itself.
+    """
+
+    def __init__(self, store: MetadataStore) -> None:
+        self.store = store
+        self.records = Records(store.metadata)
+        self.leases = Leases(store.metadata)
+        self._lock = threading.Lock()
+        self._open: Counter[str] = Counter()
+        with suppress(PermissionDenied):  # a store that is only read keeps them for its next writer
+            self.leases.drop_stale()
+
+    def get(self, ref_id: str, handlers: Handlers | None = None) -> Ref:
+        """The ref with this id; release it after use. `NotFound` when there is none.
+
+        `NeedsRemoteProvider` names the blobs of the ref and its ancestors, base to top, that are neither in the store,
+        nor have a handler in `handlers`, nor a snapshot that they could be made from again. `DataLoss`: an ancestor's
+        record is gone, or the records form a loop.
+        """
+        records = load(self.records, ref_id)
+        missing = [
+            record.blob
+            for record in records.values()
+            if record.blob is not None and record.blob_only and not self._can_have(record.blob, handlers or {})
+        ]
+        if missing:
+            raise NeedsRemoteProvider(tuple(dict.fromkeys(str(digest) for digest in missing)))
+        return Ref(self, ref_id, records, dict(handlers or {}))
+
+    def get_by_blob(
+        self,
+        desc: Descriptor,
+        parent: Ref | None = None,
+        handlers: Handlers | None = None,
+        *,
+        image_ref: str = "",
+        description: str = "",
+    ) -> Ref:
+        """A ref for the layer blob `desc` on top of `parent`; release it after use.
+
+        `desc` needs the annotation `containerd.io/uncompressed`, the diff id. A record of the same blobs on each other
+        is used again; one of the same contents lends its snapshot. `image_ref` (or what the handler calls its `ref`,
+        where that is an image reference) is added to those the record knows. The handlers of `parent` are kept.
+
+        `InvalidArgument`: no diff id, or a parent that has no blobs itself (not yet, or a merge). `InvalidReference`.
+        `NeedsRemoteProvider`: the blob is not in the store, and `handlers` has nobody to bring it.
+        """
+        diff_id = _diff_id(desc)
+        known: dict[str, Handler] = {**(parent.handlers if parent is not None else {}), **(handlers or {})}
+        if not self._can_have(desc.digest, known):
+            raise NeedsRemoteProvider((str(desc.digest),))
+        image_refs = _image_refs(image_ref, known.get(desc.digest))
+        record = self._new_record(desc, diff_id, parent, image_refs, description)
+        ref: Ref | None = None
+        try:
+            with self.store.metadata.transaction():
+                ref = self._matching(record, known) or self._inserted(record, desc.digest, parent, known)
+        except BaseException:
+            if ref is not None:
+                ref.release()
+            raise
+        return ref
+
+    def merge(self, parents: Sequence[Ref], *, description: str = "") -> Ref:
+        """A ref whose layers are those of `parents`, one after another. `InvalidArgument` without any."""
+        if not parents:
+            raise InvalidArgument("a merge needs refs to merge")
+        record = Record(new_id(), Kind.MERGE, tuple(ref.id for ref in parents), description=description)
+        return self._derived(replace(record, created_at=time.time_ns()), parents)
+
+    def diff(self, lower: Ref | None, upper: Ref, *, description: str = "") -> Ref:
+        """A ref for what `upper` changes over `lower`; None is nothing at all."""
+        parents = (lower.id if lower is not None else "", upper.id)
+        record = Record(new_id(), Kind.DIFF, parents, description=description, created_at=time.time_ns())
+        return self._derived(record, [upper] if lower is None else [lower, upper])
+
+    def remove(self, ref_id: str) -> None:
+        """Forget a ref and drop its leases; the blobs stay until they are collected. One that is not there is no error.
+
+        `FailedPrecondition` while it is open in this manager, or another ref is built on it.
+        """
+        # The database first, then the lock, as everywhere.
+        with self.store.metadata.transaction(), self._lock:
+            if self._open[ref_id]:
+                raise FailedPrecondition(f"ref {ref_id} is in use")
+            children = self.records.children(ref_id)
+            if children:
+                raise FailedPrecondition(f"ref {ref_id} has {len(children)} refs built on it")
+            self.leases.delete(variants_lease(ref_id))
+            self.leases.delete(ref_id)
+            self.records.remove(ref_id)
+
+    def in_use(self, ref_id: str) -> int:
+        """How many refs of this manager are open on the record, their descendants' not counted."""
+        with self._lock:
+            return self._open[ref_id]
+
+    def retain(self, ref_id: str) -> None:
+        with self._lock:
+            self._open[ref_id] += 1
+
+    def let_go(self, ref_id: str) -> None:
+        with self._lock:
+            self._open[ref_id] -= 1
+            if self._open[ref_id] <= 0:
+                del self._open[ref_id]
+
+    def has(self, digest: str) -> bool:
+        """Whether the store has the blob, in a state to be read."""
+        try:
+            self.store.info(digest)
+        except (NotFound, DataLoss):
+            return False
+        return True
+
+    def _can_have(self, digest: str, handlers: Mapping[str, Handler]) -> bool:
+        return digest in handlers or self.has(digest)
+
+    def _matching(self, wanted: Record, handlers: dict[str, Handler]) -> Ref | None:
+        """A ref on a record of the same blobs, which learns the image references of `wanted`."""
+        assert wanted.blob_chain_id is not None
+        for match in self.records.by_blob_chain(wanted.blob_chain_id):
+            ref = self._reuse(match, handlers)
+            if ref is not None:
+                for name in wanted.image_refs:
+                    self.records.add_image_ref(match.id, name)
+                return ref
+        return None
+
+    def _inserted(self, record: Record, blob: Digest, parent: Ref | None, handlers: dict[str, Handler]) -> Ref:
+        assert record.chain_id is not None
+        for match in self.records.by_chain(record.chain_id)[:1]:
+            record = replace(record, snapshot_id=match.snapshot_id, blob_only=match.blob_only)
+        self.records.insert(record)
+        # Content is held by a lease of the ref's id from its first moment on.
+        self.leases.ensure(record.id)
+        self.leases.add(record.id, [blob])
+        ancestry = parent.ancestry if parent is not None else {}
+        return Ref(self, record.id, {**ancestry, record.id: record}, handlers)
+
+    def _reuse(self, match: Record, handlers: dict[str, Handler]) -> Ref | None:
+        try:
+            return Ref(self, match.id, load(self.records, match.id), handlers)
+        except (NotFound, DataLoss):
+            return None  # an ancestor's record is gone: a fresh one takes its place
+
+    def _new_record(
+        self, desc: Descriptor, diff_id: Digest, parent: Ref | None, image_refs: tuple[str, ...], description: str
+    ) -> Record:
+        chain, blob_chain = diff_id, chain_id(desc.digest, diff_id)
+        if parent is not None:
+            if parent.chain_id is None or parent.blob_chain_id is None:
+                raise InvalidArgument(f"ref {parent.id} has no blobs of its own to put a layer on")
+            chain = chain_id(parent.chain_id, diff_id)
+            blob_chain = chain_id(parent.blob_chain_id, blob_chain)
+        return Record(
+            id=new_id(),
+            kind=Kind.BASE if parent is None else Kind.LAYER,
+            parents=() if parent is None else (parent.id,),
+            blob=desc.digest,
+            size=desc.size,
+            media_type=desc.media_type,
+            diff_id=diff_id,
+            chain_id=chain,
+            blob_chain_id=blob_chain,
+            urls=desc.urls,
+            image_refs=image_refs,
+            description=description,
+            created_at=labels.from_rfc3339(desc.annotations.get(labels.CREATED_AT, "")) or time.time_ns(),
+            snapshot_id=str(chain),
+            blob_only=True,
+        )
+
+    def _derived(self, record: Record, parents: Sequence[Ref]) -> Ref:
+        ancestry: dict[str, Record] = {}
+        handlers: dict[str, Handler] = {}
+        for parent in parents:
+            ancestry |= parent.ancestry
+            handlers |= parent.handlers
+        with self.store.metadata.transaction():
+            self.records.insert(record)
+            self.leases.ensure(record.id)
+        return Ref(self, record.id, {**ancestry, record.id: record}, handlers)
+
+
+def _diff_id(desc: Descriptor) -> Digest:
+    text = desc.annotations.get(labels.UNCOMPRESSED)
+    if not text:
+        raise InvalidArgument(f"the descriptor of layer {desc.digest} lacks the annotation {labels.UNCOMPRESSED}")
+    return Digest(text)
+
+
+def _image_refs(image_ref: str, handler: Handler | None) -> tuple[str, ...]:
+    if image_ref:
+        Reference.parse(image_ref)
+        return (image_ref,)
+    origin = handler.ref if handler is not None else ""
+    try:
+        Reference.parse(origin)
+    except InvalidReference:
+        return ()
+    return (origin,)

@@ -1,0 +1,202 @@
+"""Records of refs, in the store's database. They outlive the process; who uses them right now does not."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from blobtee.content.database import Database
+from blobtee.errors import AlreadyExists, DataLoss, NotFound
+from blobtee.oci import Digest
+
+_STEPS = (
+    """
+    CREATE TABLE cache_records (
+        id TEXT PRIMARY KEY, kind TEXT NOT NULL, blob TEXT, size INTEGER NOT NULL, media_type TEXT NOT NULL,
+        diff_id TEXT, chain_id TEXT, blob_chain_id TEXT, urls TEXT NOT NULL, description TEXT NOT NULL,
+        created_at INTEGER NOT NULL, snapshot_id TEXT NOT NULL, blob_only INTEGER NOT NULL
+    );
+    CREATE INDEX cache_records_chain ON cache_records (chain_id);
+    CREATE INDEX cache_records_blob_chain ON cache_records (blob_chain_id);
+    CREATE INDEX cache_records_blob ON cache_records (blob);
+    CREATE TABLE cache_parents (
+        record TEXT NOT NULL, position INTEGER NOT NULL, parent TEXT NOT NULL, PRIMARY KEY (record, position)
+    );
+    CREATE INDEX cache_parents_parent ON cache_parents (parent);
+    CREATE TABLE cache_image_refs (
+        record TEXT NOT NULL, position INTEGER NOT NULL, ref TEXT NOT NULL, PRIMARY KEY (record, ref)
+    );
+    """,
+)
+
+
+class Kind(Enum):
+    BASE = "base"
+    LAYER = "layer"
+    MERGE = "merge"
+    DIFF = "diff"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is remembered of a ref (`spec/remote.md` section 2).
+
+    `parents` are ids: none for a base, one for a layer, those merged in order for a merge, lower ("" for nothing) and
+    upper for a diff. `size` is the blob's, in bytes. `created_at` is nanoseconds since the epoch, 0 when not set.
+    """
+
+    id: str
+    kind: Kind
+    parents: tuple[str, ...] = ()
+    blob: Digest | None = None
+    size: int = 0
+    media_type: str = ""
+    diff_id: Digest | None = None
+    chain_id: Digest | None = None
+    blob_chain_id: Digest | None = None
+    urls: tuple[str, ...] = ()
+    image_refs: tuple[str, ...] = ()
+    description: str = ""
+    created_at: int = 0
+    snapshot_id: str = ""
+    blob_only: bool = False
+
+
+def new_id() -> str:
+    """An id that no other record has."""
+    return secrets.token_hex(16)
+
+
+class Records:
+    """The table of records. Thread-safe; several may be open on one database, in several processes."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        database.migrate("cache.records", _STEPS)
+
+    def get(self, record_id: str) -> Record:
+        """`NotFound`; `DataLoss` when what is stored makes no sense."""
+        with self._database.reading() as connection:
+            row = connection.execute(f"{_SELECT} WHERE id = ?", (record_id,)).fetchone()
+            if row is None:
+                raise NotFound(f"no ref {record_id[:80]!r}")
+            return _record(connection, row)
+
+    def all(self) -> Iterator[Record]:
+        """Every record, by id. No lock is held between two of them."""
+        last = ""
+        while True:
+            with self._database.reading() as connection:
+                rows = connection.execute(f"{_SELECT} WHERE id > ? ORDER BY id LIMIT 100", (last,)).fetchall()
+                records = [_record(connection, row) for row in rows]
+            if not records:
+                return
+            yield from records
+            last = records[-1].id
+
+    def by_blob_chain(self, blob_chain_id: str) -> list[Record]:
+        return self._by("blob_chain_id", blob_chain_id)
+
+    def by_chain(self, chain_id: str) -> list[Record]:
+        return self._by("chain_id", chain_id)
+
+    def children(self, record_id: str) -> list[str]:
+        """Ids of the records that have this one as a parent."""
+        with self._database.reading() as connection:
+            rows = connection.execute("SELECT DISTINCT record FROM cache_parents WHERE parent = ?", (record_id,))
+            return [row[0] for row in rows.fetchall()]
+
+    def insert(self, record: Record) -> None:
+        """`AlreadyExists` when the id is taken."""
+        with self._database.transaction() as connection:
+            known = connection.execute("SELECT 1 FROM cache_records WHERE id = ?", (record.id,)).fetchone()
+            if known:
+                raise AlreadyExists(f"ref {record.id} is there already")
+            connection.execute(
+                "INSERT INTO cache_records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    record.id,
+                    record.kind.value,
+                    record.blob,
+                    record.size,
+                    record.media_type,
+                    record.diff_id,
+                    record.chain_id,
+                    record.blob_chain_id,
+                    json.dumps(record.urls),
+                    record.description,
+                    record.created_at,
+                    record.snapshot_id,
+                    record.blob_only,
+                ),
+            )
+            connection.executemany(
+                "INSERT INTO cache_parents VALUES (?, ?, ?)",
+                [(record.id, position, parent) for position, parent in enumerate(record.parents)],
+            )
+            for image_ref in record.image_refs:
+                self.add_image_ref(record.id, image_ref)
+
+    def add_image_ref(self, record_id: str, image_ref: str) -> None:
+        """Remember one more image that the record is part of; a known one stays where it is in the order."""
+        with self._database.transaction() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO cache_image_refs SELECT ?1, coalesce(max(position), -1) + 1, ?2 "
+                "FROM cache_image_refs WHERE record = ?1",
+                (record_id, image_ref),
+            )
+
+    def describe(self, record_id: str, description: str, *, only_when_empty: bool = False) -> None:
+        condition = " AND description = ''" if only_when_empty else ""
+        with self._database.transaction() as connection:
+            connection.execute(
+                f"UPDATE cache_records SET description = ? WHERE id = ?{condition}", (description, record_id)
+            )
+
+    def remove(self, record_id: str) -> None:
+        """Forget the record; one that is not there is no error."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM cache_records WHERE id = ?", (record_id,))
+            connection.execute("DELETE FROM cache_parents WHERE record = ?", (record_id,))
+            connection.execute("DELETE FROM cache_image_refs WHERE record = ?", (record_id,))
+
+    def _by(self, column: str, value: str) -> list[Record]:
+        with self._database.reading() as connection:
+            rows = connection.execute(f"{_SELECT} WHERE {column} = ? ORDER BY created_at, id", (value,)).fetchall()
+            return [_record(connection, row) for row in rows]
+
+
+_SELECT = (
+    "SELECT id, kind, blob, size, media_type, diff_id, chain_id, blob_chain_id, urls, description, created_at, "
+    "snapshot_id, blob_only FROM cache_records"
+)
+
+
+def _record(connection: sqlite3.Connection, row: tuple[str, ...]) -> Record:
+    record_id, kind, blob, size, media_type, diff_id, chain_id, blob_chain_id, urls, description, created_at = row[:11]
+    parents = connection.execute("SELECT parent FROM cache_parents WHERE record = ? ORDER BY position", (record_id,))
+    refs = connection.execute("SELECT ref FROM cache_image_refs WHERE record = ? ORDER BY position", (record_id,))
+    try:
+        return Record(
+            id=record_id,
+            kind=Kind(kind),
+            parents=tuple(parent for (parent,) in parents.fetchall()),
+            blob=Digest(blob) if blob else None,
+            size=int(size),
+            media_type=media_type,
+            diff_id=Digest(diff_id) if diff_id else None,
+            chain_id=Digest(chain_id) if chain_id else None,
+            blob_chain_id=Digest(blob_chain_id) if blob_chain_id else None,
+            urls=tuple(str(url) for url in json.loads(urls)),
+            image_refs=tuple(ref for (ref,) in refs.fetchall()),
+            description=description,
+            created_at=int(created_at),
+            snapshot_id=row[11],
+            blob_only=bool(row[12]),
+        )
+    except (ValueError, TypeError) as error:
+        raise DataLoss(f"the record of ref {record_id} is damaged: {error}") from error

@@ -1,0 +1,110 @@
+"""Remotes: descriptors together with a provider that brings what is not in the store yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from blobtee.cache import unlazy
+from blobtee.cache.handlers import Handler
+from blobtee.compression import Compression
+from blobtee.content.api import Info, ReaderAt
+from blobtee.errors import DataLoss, NotFound
+from blobtee.oci import Descriptor, Digest
+from blobtee.tasks import Group
+
+if TYPE_CHECKING:
+    from blobtee.cache.ref import Ref
+
+MAX_REMOTES = 256
+"""Remotes that `get_remotes(all=True)` gives at most: the combinations of variants multiply with each layer."""
+
+_AT_ONCE = 16
+"""Blobs that one `unlazy()` brings at a time; the registry has limits of its own for each host."""
+
+
+@dataclass(frozen=True)
+class RefConfig:
+    """How the layers of a remote are wanted. `prefer_nondistributable` leaves foreign layers foreign, and with urls."""
+
+    compression: Compression = field(default_factory=Compression)
+    prefer_nondistributable: bool = False
+
+
+@dataclass(frozen=True)
+class Remote:
+    """`descriptors` are base to top; `provider` reads each of them."""
+
+    descriptors: tuple[Descriptor, ...]
+    provider: LazyMultiProvider
+
+    def unlazy(self) -> None:
+        """Bring every blob that is not in the store, several at a time.
+
+        The first error cancels the others and is raised; what was brought so far stays, and a partial blob is resumed
+        by the next attempt. Errors are those of `LazyProvider.unlazy`.
+        """
+        self.provider.unlazy()
+
+
+class LazyProvider:
+    """Brings one blob: from the store, after fetching it whole when it is not there. Thread-safe."""
+
+    def __init__(self, ref: Ref, desc: Descriptor, handler: Handler | None, session: object) -> None:
+        self.ref = ref
+        self.desc = desc
+        self.handler = handler
+        self.session = session
+
+    def reader_at(self, desc: Descriptor) -> ReaderAt:
+        """A reader of the blob in the store, which is brought there first. `NotFound` for any other digest."""
+        self._require(desc.digest)
+        self.unlazy()
+        return self.ref.manager.store.reader_at(desc)
+
+    def info(self, digest: str) -> Info:
+        """What the store knows; of a lazy blob, digest and size only. Nothing is fetched."""
+        self._require(digest)
+        try:
+            return self.ref.manager.store.info(digest)
+        except (NotFound, DataLoss):
+            if self.handler is None:
+                raise
+            return Info(self.desc.digest, self.desc.size)
+
+    def unlazy(self) -> None:
+        """Bring the blob into the store unless it is there (`unlazy.unlazy`)."""
+        unlazy.unlazy(self.ref, self.desc, self.handler, self.session)
+
+    def _require(self, digest: str) -> None:
+        if digest != self.desc.digest:
+            raise NotFound(f"{digest} is not here, only {self.desc.digest} is")
+
+
+class LazyMultiProvider:
+    """The providers of a remote's layers, by digest."""
+
+    def __init__(self, providers: Sequence[LazyProvider]) -> None:
+        self._all = tuple(providers)
+        self._by_digest: dict[Digest, LazyProvider] = {provider.desc.digest: provider for provider in self._all}
+
+    def reader_at(self, desc: Descriptor) -> ReaderAt:
+        """A reader of one of the blobs, which is fetched first when it is lazy. `NotFound`: not one of them."""
+        return self._find(desc.digest).reader_at(desc)
+
+    def info(self, digest: str) -> Info:
+        """What is known of one of the blobs, without fetching it. `NotFound`: not one of them."""
+        return self._find(digest).info(digest)
+
+    def unlazy(self) -> None:
+        """See `Remote.unlazy`."""
+        with Group(_AT_ONCE, name="unlazy") as group:
+            for provider in self._all:
+                group.spawn(provider.unlazy)
+
+    def _find(self, digest: str) -> LazyProvider:
+        provider = self._by_digest.get(Digest(digest))
+        if provider is None:
+            raise NotFound(f"{digest} is none of the remote's blobs")
+        return provider

@@ -1,0 +1,89 @@
+"""Bringing a lazy blob: once, however many ask."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from blobtee import compression, content
+from blobtee.cache import labels, variants
+from blobtee.cache.handlers import Handler
+from blobtee.content.api import Info
+from blobtee.errors import ConnectionFailed, LazyUnavailable, NeedsRemoteProvider, NotFound, TooManyRequests
+from blobtee.oci import Descriptor, Digest
+from blobtee.tasks import SingleFlight
+
+if TYPE_CHECKING:
+    from blobtee.cache.manager import MetadataStore
+    from blobtee.cache.ref import Ref
+
+_Flights = SingleFlight[Digest, str]
+
+_flights: weakref.WeakKeyDictionary[MetadataStore, _Flights] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def flights(store: MetadataStore) -> _Flights:
+    """The flights of a store: all managers over one store object share them."""
+    with _lock:
+        return _flights.setdefault(store, _Flights())
+
+
+def unlazy(ref: Ref, desc: Descriptor, handler: Handler | None, session: object) -> None:
+    """Bring the blob of `desc` into the store of `ref` unless it is there, and link it to the ref.
+
+    Callers who ask for the same digest share one fetch; each may be cancelled alone. Nothing else waits for it.
+
+    `UnsupportedMediaType`, before anything is fetched. `NeedsRemoteProvider`: no handler. `LazyUnavailable`: the
+    source does not answer, or has the blob no more (its cause says which); a builder may take it as a cache miss. The
+    rest is the source's own (`Unauthenticated`, `DigestMismatch`, `SizeMismatch`, ...) or the store's. After a failure
+    the store is as before, but for a partial ingest that the next attempt resumes.
+    """
+    manager = ref.manager
+    if manager.has(desc.digest):
+        return
+    compression.from_media_type(desc.media_type)
+    if handler is None:
+        raise NeedsRemoteProvider((str(desc.digest),))
+    means = handler
+
+    def fetch() -> str:
+        if not manager.has(desc.digest):
+            with (means.progress or _silent)(desc):
+                info = _copy(ref, desc, means, session)
+                _settle(ref, desc, info)
+        return ref.id
+
+    try:
+        by = flights(manager.store).do(desc.digest, fetch)
+    except (ConnectionFailed, NotFound, TooManyRequests) as error:
+        if isinstance(error, NeedsRemoteProvider):
+            raise
+        raise LazyUnavailable(f"layer {desc.digest} is not to be had now: {error}") from error
+    if by != ref.id:
+        _settle(ref, desc, manager.store.info(desc.digest))
+
+
+def _silent(desc: Descriptor) -> nullcontext[None]:
+    return nullcontext()
+
+
+def _copy(ref: Ref, desc: Descriptor, handler: Handler, session: object) -> Info:
+    manager = ref.manager
+    info = content.copy(manager.store, handler.provider(session), desc, labels=labels.blob_labels(desc))
+    manager.leases.protect([desc.digest])
+    return info
+
+
+def _settle(ref: Ref, desc: Descriptor, info: Info) -> None:
+    """What follows a fetch for each ref that has the blob: a description, and the link."""
+    manager = ref.manager
+    try:
+        image_refs = ref.image_refs
+    except NotFound:
+        return  # the ref was removed meanwhile; a remote of it may still be read
+    if image_refs:
+        manager.records.describe(ref.id, f"pulled from {image_refs[0]}", only_when_empty=True)
+    variants.link(manager, ref, desc, info)
