@@ -1,0 +1,178 @@
+"""What one layer says: the nodes it brings, and what it takes away from those below."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from blobtee.errors import TooLarge
+from blobtee.layers import Entry, EntryType, whiteout
+
+MAX_ENTRIES = 1_000_000
+"""Entries of one layer that are kept in memory."""
+
+MAX_NAME_NBYTES = 256 << 20
+"""Bytes of all paths, link targets and extended attributes of one layer that are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A file, directory or other object of the image.
+
+    `path` is where it was asked for, without a slash in front; `entry` is what the layer's tar says of it (a hard
+    link's is that of the file it names); `layer` counts from the base, 0, and is where the content is. A directory
+    that no layer mentions, though it has files in it, has mode 0755, owner 0 and time 0, and `layer` None.
+    """
+
+    path: str
+    entry: Entry
+    layer: int | None
+
+    @property
+    def type(self) -> EntryType:
+        return self.entry.type
+
+    @property
+    def size(self) -> int:
+        """Bytes of content."""
+        return self.entry.size
+
+    @property
+    def mode(self) -> int:
+        """Permission bits."""
+        return self.entry.mode
+
+    @property
+    def linkname(self) -> str:
+        """A symbolic link's target, as written."""
+        return self.entry.linkname
+
+
+def implied_directory(path: str) -> Node:
+    entry = Entry(path, EntryType.DIRECTORY, 0, 0o755, 0, 0, 0, "", 0)
+    return Node(path, entry, None)
+
+
+@dataclass(slots=True)
+class Place:
+    """A path in a layer: what is there (None: nothing said, only what lies below), and the names below it."""
+
+    node: Node | None = None
+    children: dict[str, Place] = field(default_factory=dict)
+    whiteout: bool = False
+    """Nothing of the lower layers at this path or below is seen."""
+    opaque: bool = False
+    """Nothing of the lower layers below this path is seen."""
+
+
+class LayerIndex:
+    """One layer as a tree of `Place`. Filled in the order of the tar; the last entry of a path wins."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.root = Place()
+        self.is_plain = True
+        """No entry went through a directory that the layer had not said before: no lower layer has a say in it."""
+
+    def find(self, path: str) -> Place | None:
+        place: Place | None = self.root
+        for part in parts(path):
+            assert place is not None
+            place = place.children.get(part)
+            if place is None:
+                return None
+        return place
+
+    def make(self, path: str) -> Place:
+        """The place at `path`, made where it is missing. What is no directory on the way gives way to one."""
+        place = self.root
+        for part in parts(path):
+            if place.node is not None and place.node.type is not EntryType.DIRECTORY:
+                place.node = None
+                place.whiteout = True
+            child = place.children.get(part)
+            if child is None:
+                child = place.children[part] = Place()
+            place = child
+        return place
+
+    def put(self, path: str, node: Node) -> None:
+        """Put `node` at `path`. A directory keeps what is below it; anything else takes its place."""
+        place = self.make(path)
+        if node.type is not EntryType.DIRECTORY:
+            place.children = {}
+        elif place.node is not None and place.node.type is not EntryType.DIRECTORY:
+            place.whiteout = True  # the file that was put there before had hidden what is below
+        place.node = node
+
+    def parents_said(self, path: str) -> bool:
+        """Whether each directory above `path` is one that this layer itself has put there."""
+        place = self.root
+        for part in parts(path)[:-1]:
+            child = place.children.get(part)
+            if child is None or child.node is None or child.node.type is not EntryType.DIRECTORY:
+                return False
+            place = child
+        return True
+
+
+def parts(path: str) -> list[str]:
+    return path.split("/") if path else []
+
+
+def parent(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def bounded(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """The entries without their stream; `TooLarge` when they are more than memory should hold."""
+    nbytes = 0
+    for count, entry in enumerate(entries, 1):
+        nbytes += len(entry.path) + len(entry.linkname)
+        nbytes += sum(len(key) + len(value) for key, value in entry.xattrs.items())
+        nbytes += 16 * len(entry.sparse or ())
+        if count > MAX_ENTRIES:
+            raise TooLarge(f"a layer of more than {MAX_ENTRIES} entries")
+        if nbytes > MAX_NAME_NBYTES:
+            raise TooLarge(f"a layer with more than {MAX_NAME_NBYTES} bytes of names")
+        yield replace(entry, _opener=None)
+
+
+class Builder:
+    """Reads a layer into an index as far as the layer alone tells."""
+
+    def __init__(self, number: int) -> None:
+        self.index = LayerIndex(number)
+
+    def add(self, entry: Entry) -> None:
+        hides = whiteout(entry.path)
+        if hides is not None:
+            if hides.path is not None:
+                self._note_parents(hides.path + "/x" if hides.opaque else hides.path)
+                hide(self.index, hides.path, opaque=hides.opaque)
+            return
+        self._note_parents(entry.path)
+        self.index.put(entry.path, Node(entry.path, self._linked(entry), self.index.number))
+
+    def _note_parents(self, path: str) -> None:
+        if self.index.is_plain and not self.index.parents_said(path):
+            self.index.is_plain = False
+
+    def _linked(self, entry: Entry) -> Entry:
+        """The entry itself; for a hard link to a file of this layer, that file's."""
+        if entry.type is not EntryType.HARDLINK:
+            return entry
+        target = self.index.find(entry.linkname)
+        if target is not None and target.node is not None and target.node.type is not EntryType.DIRECTORY:
+            return target.node.entry
+        self._note_parents(entry.linkname)
+        return entry
+
+
+def hide(index: LayerIndex, path: str, *, opaque: bool) -> None:
+    """Take away what lower layers have at `path`, or below it. What this layer has there stays (OCI, layer.md)."""
+    place = index.make(path)
+    if opaque:
+        place.opaque = True
+    else:
+        place.whiteout = True

@@ -1,0 +1,246 @@
+"""The merged tree of an image's layers, opened from the top and only as far as a question needs."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from blobtee.compression import decompress, detect
+from blobtee.content.api import Provider, ReaderAt
+from blobtee.errors import Closed, CorruptData, InvalidArgument
+from blobtee.image.index import Builder, LayerIndex, Node, bounded, parts
+from blobtee.image.view import View, replay
+from blobtee.layers import Entry, EntryType, ExpandedFile, entries
+from blobtee.oci import Compressed, Descriptor
+from blobtee.tasks import SingleFlight, check
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+_SKIP = 1 << 20
+
+
+class Tree:
+    """Paths are those inside the image, `/` in front or not. Thread-safe.
+
+    A layer's table of contents is read once, by streaming the layer whole, and kept as long as the tree: about 500
+    bytes for each of its files. Errors of any method: `CorruptData` and `TooLarge` for a layer that is not a sound tar
+    within the bounds of `image.index`; `UnsupportedMediaType`; and whatever `provider` raises when it brings a layer.
+    """
+
+    def __init__(self, layers: Sequence[Descriptor], provider: Provider) -> None:
+        """`layers` are base to top; `provider` reads them."""
+        self.layers = tuple(layers)
+        self._provider = provider
+        self._lock = threading.Lock()
+        self._raw: dict[int, LayerIndex] = {}
+        self._entries: dict[int, list[Entry]] = {}
+        self._settled: dict[int, LayerIndex] = {}
+        self._reading: SingleFlight[int, LayerIndex] = SingleFlight()
+        self._settling: SingleFlight[int, LayerIndex] = SingleFlight()
+
+    @property
+    def opened(self) -> list[int]:
+        """The layers that were read so far, counted from the base, 0."""
+        with self._lock:
+            return sorted(self._raw)
+
+    def lookup(self, path: str, *, follow: bool = True) -> Node:
+        """What is at `path`. Symbolic links are followed as in a chroot, a last one only with `follow`.
+
+        `NotFound`: nothing there. `CorruptData` as well for links in a circle, or a hard link to nothing.
+        """
+        node = self._direct(path)
+        if node is None:
+            _, node = self._view().resolve(path, follow_last=follow)
+        assert node is not None
+        return node
+
+    def walk(self, path: str = "/") -> Iterator[Node]:
+        """Everything below the directory at `path`, sorted by name, each directory before what is in it.
+
+        Anything but a directory is given alone. All layers are opened. Links are followed to `path`, not below it.
+        """
+        view = self._view()
+        real, start = view.resolve(path)
+        assert start is not None
+        if start.type is not EntryType.DIRECTORY:
+            yield start
+            return
+        open_directories = [(real, view.children(view.stack(real)))]
+        while open_directories:
+            check()
+            directory, children = open_directories[-1]
+            found = next(children, None)
+            if found is None:
+                open_directories.pop()
+                continue
+            name, node, stack = found
+            here = f"{directory}/{name}" if directory else name
+            yield view.settle(here, node)
+            if node.type is EntryType.DIRECTORY:
+                open_directories.append((here, view.children(stack)))
+
+    def open(self, path: str) -> ContentFile:
+        """The content of the file at `path`, links followed; close it after use. Errors as for `lookup`, and
+        `InvalidArgument` for a directory or anything else without content."""
+        node = self.lookup(path)
+        if node.type is not EntryType.FILE or node.layer is None:
+            article = "an" if node.type.value[0] in "aeiou" else "a"
+            raise InvalidArgument(f"{path[:200]} is {article} {node.type.value}, not a file")
+        desc = self.layers[node.layer]
+        reader = self._provider.reader_at(desc)
+        try:
+            return ContentFile(node, reader, self._content(node, desc, reader))
+        except BaseException:
+            reader.close()
+            raise
+
+    def _content(self, node: Node, desc: Descriptor, reader: ReaderAt) -> io.RawIOBase:
+        entry = node.entry
+        if detect(reader.read_at(0, 4)) is Compressed.NONE:
+            stream = reader.open(entry.offset)
+        else:
+            stream = decompress(reader.open(), desc.media_type)
+            try:
+                _skip(stream, entry.offset)
+            except BaseException:
+                stream.close()
+                raise
+        return stream if entry.sparse is None else ExpandedFile(stream, entry.sparse, entry.size)
+
+    def _direct(self, path: str) -> Node | None:
+        """A file of the topmost layer that has something below the path's first directory, when it has this very path.
+
+        Wherever a link in a lower layer may lead, this path leads to what the top layer wrote under it: the lower
+        layers need not be opened. None means only that it takes a closer look.
+        """
+        wanted = [part for part in path.split("/") if part not in ("", ".")]
+        if ".." in wanted or not wanted:
+            return None
+        for number in range(len(self.layers) - 1, -1, -1):
+            index = self._read(number)
+            if wanted[0] in index.root.children:
+                return _file_at(index, "/".join(wanted))
+            if not index.is_plain or index.root.opaque or index.root.whiteout:
+                return None
+        return None
+
+    def _view(self) -> View:
+        return View(self._index, len(self.layers))
+
+    def _index(self, number: int) -> LayerIndex:
+        """The layer, each entry where unpacking puts it."""
+        with self._lock:
+            settled = self._settled.get(number)
+        if settled is not None:
+            return settled
+        index = self._read(number)
+        if not index.is_plain:
+            return self._settling.do(number, lambda: self._settle(number))
+        with self._lock:
+            return self._settled.setdefault(number, index)
+
+    def _settle(self, number: int) -> LayerIndex:
+        with self._lock:
+            settled = self._settled.get(number)
+            waiting = self._entries.get(number, [])
+        if settled is None:
+            settled = replay(self._index, number, waiting)
+            with self._lock:
+                self._settled[number] = settled
+                self._entries.pop(number, None)
+        return settled
+
+    def _read(self, number: int) -> LayerIndex:
+        """The layer as it tells itself."""
+        with self._lock:
+            index = self._raw.get(number)
+        return index if index is not None else self._reading.do(number, lambda: self._load(number))
+
+    def _load(self, number: int) -> LayerIndex:
+        with self._lock:
+            known = self._raw.get(number)
+        if known is not None:
+            return known
+        desc = self.layers[number]
+        builder = Builder(number)
+        kept: list[Entry] = []
+        with self._provider.reader_at(desc) as reader, decompress(reader.open(), desc.media_type) as stream:
+            for entry in bounded(entries(stream)):
+                builder.add(entry)
+                kept.append(entry)
+        with self._lock:
+            self._raw[number] = builder.index
+            if not builder.index.is_plain:
+                self._entries[number] = kept
+        return builder.index
+
+
+class ContentFile(io.RawIOBase):
+    """The content of one file, read once and in order; `size` bytes in all. For one thread.
+
+    `CorruptData` when the layer ends too early. Closing it closes all below it.
+    """
+
+    def __init__(self, node: Node, reader: ReaderAt, stream: io.RawIOBase) -> None:
+        """Owns `reader` and `stream`, which is at the first byte."""
+        super().__init__()
+        self.node = node
+        self.size = node.size
+        self._reader = reader
+        self._stream = stream
+        self._left = node.size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        if self.closed:
+            raise Closed("the file is closed")
+        with memoryview(buffer).cast("B") as view:
+            wanted = min(len(view), self._left)
+            if not wanted:
+                return 0
+            check()
+            with view[:wanted] as part:
+                n = self._stream.readinto(part) or 0
+        if not n:
+            raise CorruptData(f"{self.node.path[:200]}: the layer ends within the file")
+        self._left -= n
+        return n
+
+    def close(self) -> None:
+        if not self.closed:
+            try:
+                self._stream.close()
+            finally:
+                self._reader.close()
+        super().close()
+
+
+def _file_at(index: LayerIndex, path: str) -> Node | None:
+    place = index.root
+    for part in parts(path):
+        if place.node is not None and place.node.type is not EntryType.DIRECTORY:
+            return None
+        child = place.children.get(part)
+        if child is None:
+            return None
+        place = child
+    node = place.node
+    return Node(path, node.entry, node.layer) if node is not None and node.type is EntryType.FILE else None
+
+
+def _skip(stream: io.RawIOBase, nbytes: int) -> None:
+    scratch = bytearray(min(nbytes, _SKIP))
+    with memoryview(scratch) as view:
+        while nbytes:
+            check()
+            with view[: min(nbytes, len(view))] as part:
+                n = stream.readinto(part)
+            if not n:
+                raise CorruptData("the layer ends before the file")
+            nbytes -= n
