@@ -395,7 +395,8 @@ def test_a_second_thread_is_refused(intrude: Callable[[Inflater], object]) -> No
     def work() -> None:
         rest = memoryview(stream)
         while rest:
-            rest = rest[inflater.inflate_into(rest, out)[0] :]
+            with contextlib.suppress(FailedPrecondition):
+                rest = rest[inflater.inflate_into(rest, out)[0] :]
 
     assert collide(work, lambda: intrude(inflater))
     assert inflater.finished
