@@ -57,7 +57,7 @@ format: $(VENV)/lint ## Rewrite the Python files in the house style
 
 bench: $(VENV)/bench ## Measure the hot paths beside their references, as ratios
 	$(BIN)/pytest benchmarks --benchmark-enable --benchmark-only --benchmark-group-by=group --benchmark-columns=min,median,rounds
-	$(BIN)/python -m benchmarks.ratios
+	$(BIN)/python -m benchmarks.ratios_core
 
 bench-peers: $(VENV)/bench ## Measure beside Go's path on this machine (needs Go)
 	$(BIN)/python -m benchmarks.peers

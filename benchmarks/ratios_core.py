@@ -1,4 +1,4 @@
-"""The C core beside what Python offers otherwise, as ratios: python -m benchmarks.ratios_core [rounds]
+"""The C core beside what Python offers otherwise, as ratios: python -m benchmarks.ratios_core [--json] [rounds]
 
 Ours and the references take turns within one process, each round once, and each round gives one ratio of their CPU
 times on this thread; the median of those is printed (above 1: ours is faster), with the quartiles. Absolute times on a
@@ -7,10 +7,11 @@ shared machine say little, ratios taken this way repeat within a few per cent.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import json
 import random
 import statistics
-import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -163,7 +164,19 @@ def ratios(ours: Work, references: dict[str, Work], rounds: int) -> dict[str, li
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 25
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ratios_core", description=__doc__)
+    parser.add_argument("rounds", type=int, nargs="?", default=25)
+    parser.add_argument("--json", action="store_true", help="the medians alone")
+    options = parser.parse_args()
+    rounds = options.rounds
+    if options.json:
+        medians = {
+            f"{name} / {reference}": statistics.median(values)
+            for name, (ours, references) in cases().items()
+            for reference, values in ratios(ours, references, rounds).items()
+        }
+        print(json.dumps(medians))
+        return
     print(f"{'ours over the reference, CPU time':52} {'':8} median  quartiles")
     for name, (ours, references) in cases().items():
         for reference, values in ratios(ours, references, rounds).items():
