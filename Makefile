@@ -63,7 +63,6 @@ bench-peers: $(VENV)/bench ## Measure beside Go's path on this machine (needs Go
 	$(BIN)/python -m benchmarks.peers
 
 sanitize: $(VENV)/test ## Test the C core under ASan and UBSan, and fuzz it
-	scripts/system-deps sanitize
 	scripts/sanitize
 
 wheel: $(VENV)/pip ## Build the sdist, the wheel from it, repair, audit and import it
