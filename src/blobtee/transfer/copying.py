@@ -1,0 +1,220 @@
+"""Images from one address to another, and from a store to an address."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+
+from blobtee.cache import MetadataStore, Remote
+from blobtee.cache import labels as cache_labels
+from blobtee.content import MultiProvider, ReaderAt
+from blobtee.errors import DataLoss, InvalidArgument, NotFound, SizeMismatch, UnsupportedMediaType
+from blobtee.image import Image
+from blobtee.oci import Config, Descriptor, Digest, Index, Manifest, Platform, mediatypes, parse_document
+from blobtee.registry import Registry
+from blobtee.transfer import images
+from blobtee.transfer.addresses import parse
+from blobtee.transfer.open import open_sink, open_source
+from blobtee.transfer.places import Report, Source, run, whole
+
+
+def copy(
+    source: str,
+    destination: str,
+    *,
+    platform: Platform | str | None = None,
+    store: MetadataStore | None = None,
+    registry: Registry | None = None,
+) -> Report:
+    """Copy an image from one address to another, without keeping it here.
+
+    An index is copied with all its images, unless `platform` names one; to a docker archive, which holds one only,
+    goes this machine's. Within one registry nothing but documents moves: blobs are mounted. Otherwise they are
+    streamed; what `store` has is read from there. Manifests keep their bytes, except that an image from a docker
+    archive gets one of its own.
+
+    `NotFound`: no such image, platform or file. `DigestMismatch`, `SizeMismatch`: the source holds other bytes than it
+    promises. After a failure the destination has no new name; a file is not touched, a registry or layout may have
+    some blobs more.
+    """
+    wanted = Platform.parse(platform) if isinstance(platform, str) else platform
+    with open_source(parse(source), registry) as read, open_sink(parse(destination), registry) as written:
+        if wanted is None and written.single:
+            wanted = Platform.current()
+        documents = whole(read, read.root(), wanted)
+        return run(read if store is None else _Nearby(read, store), written, documents)
+
+
+def push(
+    what: Image | Remote,
+    destination: str,
+    store: MetadataStore,
+    *,
+    registry: Registry | None = None,
+    all_platforms: bool = True,
+    config: Config | None = None,
+) -> Report:
+    """Push an image of `store` to an address, mostly a name in a registry.
+
+    Layers that are lazy and have a source on the same registry are mounted: they are not pulled. What the registry
+    has is left alone, all else is uploaded, lazy layers elsewhere being pulled first. Where the image's name stands
+    for an index all of whose images are in the store, the index is pushed with them, unless `all_platforms` is off;
+    else the image alone. Documents go last, when all they name is there.
+
+    A `Remote` is pushed with an OCI manifest of its own and `config`, whose diff ids must be the remote's; without one
+    it gets a config that says no more than its layers.
+    """
+    if isinstance(what, Remote):
+        source: _Stored = _of_remote(what, store, config)
+    else:
+        source = _of_image(what, store, registry, all_platforms)
+    with source, open_sink(parse(destination), registry) as written:
+        root = source.root()
+        single = Platform.current() if written.single and isinstance(source.document(root), Index) else None
+        return run(source, written, whole(source, root, single))
+
+
+class _Nearby:
+    """A source whose blobs are read from a store where that has them."""
+
+    def __init__(self, source: Source, store: MetadataStore) -> None:
+        self._source = source
+        self._store = store
+
+    @property
+    def name(self) -> str:
+        return self._source.name
+
+    def root(self) -> Descriptor:
+        return self._source.root()
+
+    def document(self, desc: Descriptor) -> Manifest | Index:
+        return self._source.document(desc)
+
+    def reader_at(self, desc: Descriptor) -> ReaderAt:
+        try:
+            return self._store.reader_at(desc)
+        except (NotFound, DataLoss, SizeMismatch):
+            return self._source.reader_at(desc)
+
+    def repositories(self, desc: Descriptor, host: str) -> Sequence[str]:
+        known = _labels(self._store, desc.digest)
+        return [*self._source.repositories(desc, host), *cache_labels.repositories(known, host)]
+
+    def __enter__(self) -> _Nearby:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class _Stored:
+    """An image of a store. `documents` end with the root, as those of `whole` do. Owns `opened`."""
+
+    def __init__(self, name: str, documents: Sequence[Manifest | Index], store: MetadataStore) -> None:
+        self.name = name
+        self.documents = documents
+        self.provider = MultiProvider(store)
+        self.opened: list[Image] = []
+        self._store = store
+        self._by_digest = {document.digest: document for document in documents}
+        self._annotations: dict[Digest, Mapping[str, str]] = {}
+
+    def add_layers(self, remote: Remote) -> None:
+        """Read layers through `remote`, which brings what is lazy."""
+        for desc in remote.descriptors:
+            self.provider.add(desc.digest, remote.provider)
+            self._annotations[desc.digest] = desc.annotations
+
+    def root(self) -> Descriptor:
+        return self.documents[-1].descriptor
+
+    def document(self, desc: Descriptor) -> Manifest | Index:
+        try:
+            return self._by_digest[desc.digest]
+        except KeyError:
+            raise NotFound(f"no document {desc.digest} in {self.name}") from None
+
+    def reader_at(self, desc: Descriptor) -> ReaderAt:
+        return self.provider.reader_at(desc)
+
+    def repositories(self, desc: Descriptor, host: str) -> Sequence[str]:
+        annotations = self._annotations.get(desc.digest, {})
+        return cache_labels.repositories(
+            cache_labels.merged_sources(_labels(self._store, desc.digest), annotations), host
+        )
+
+    def __enter__(self) -> _Stored:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for image in self.opened:
+            image.close()
+
+
+def _of_image(image: Image, store: MetadataStore, registry: Registry | None, all_platforms: bool) -> _Stored:
+    documents = _complete_index(image, store) if all_platforms else None
+    source = _Stored(image.name, documents or [image.manifest], store)
+    try:
+        for document in source.documents:
+            if isinstance(document, Manifest) and document.digest != image.manifest.digest:
+                # Attestations and other artifacts have no layers that could be lazy.
+                with contextlib.suppress(UnsupportedMediaType):
+                    other = images.open_root(store, image.name, document.descriptor, None, registry)
+                    source.opened.append(other)
+        for each in (image, *source.opened):
+            if each.ref is not None:
+                source.add_layers(each.ref.get_remote())
+    except BaseException:
+        source.__exit__()
+        raise
+    return source
+
+
+def _complete_index(image: Image, store: MetadataStore) -> list[Manifest | Index] | None:
+    """The index that the image's name stands for and all below it; None when there is none, or not all is here."""
+    root = images.names(store).get(image.name)
+    if root is None or root.digest == image.manifest.digest:
+        return None
+    try:
+        documents = whole(images.StoredDocuments(store), root, None)
+    except NotFound:
+        return None
+    return documents if any(document.digest == image.manifest.digest for document in documents) else None
+
+
+def _of_remote(remote: Remote, store: MetadataStore, config: Config | None) -> _Stored:
+    manifest, raw_config = described(remote.descriptors, config)
+    source = _Stored("the remote", [manifest], store)
+    source.add_layers(remote)
+    source.provider.add(manifest.config.digest, images.Raw(raw_config))
+    return source
+
+
+def described(layers: Sequence[Descriptor], config: Config | None) -> tuple[Manifest, bytes]:
+    """An OCI manifest of `layers`, and the bytes of its config. `InvalidArgument` when `config` is of other layers."""
+    diff_ids = [layer.annotations.get(cache_labels.UNCOMPRESSED, "") for layer in layers]
+    if config is not None and list(config.diff_ids) != diff_ids:
+        raise InvalidArgument("the config lists other diff ids than the remote has")
+    if config is not None:
+        raw = config.raw
+    else:
+        settings = {**Platform.current().to_json(), "config": {}, "rootfs": {"type": "layers", "diff_ids": diff_ids}}
+        raw = json.dumps(settings).encode()
+    listed = {
+        "schemaVersion": 2,
+        "mediaType": mediatypes.OCI_MANIFEST,
+        "config": Descriptor(mediatypes.OCI_CONFIG, Digest.of(raw), len(raw)).to_json(),
+        "layers": [layer.bare().to_json() for layer in layers],
+    }
+    manifest = parse_document(json.dumps(listed).encode())
+    assert isinstance(manifest, Manifest)
+    return manifest, raw
+
+
+def _labels(store: MetadataStore, digest: Digest) -> Mapping[str, str]:
+    try:
+        return store.info(digest).labels
+    except (NotFound, DataLoss):
+        return {}

@@ -1,0 +1,109 @@
+"""Bringing an image into a store, lazily or whole."""
+
+from __future__ import annotations
+
+from blobtee.cache import Handler, MetadataStore
+from blobtee.cache import labels as cache_labels
+from blobtee.errors import DataLoss, InvalidArgument, NotFound
+from blobtee.image import Image
+from blobtee.oci import Descriptor, Index, Manifest, Platform, Reference
+from blobtee.registry import Registry
+from blobtee.transfer import images
+from blobtee.transfer.addresses import parse
+from blobtee.transfer.open import open_source
+from blobtee.transfer.places import MAX_DEPTH, Source, too_deep
+from blobtee.transfer.remote import RemoteSource
+
+
+def pull(
+    ref: str,
+    store: MetadataStore,
+    *,
+    lazy: bool = False,
+    platform: Platform | str | None = None,
+    registry: Registry | None = None,
+    name: str | None = None,
+) -> Image:
+    """Have the image at the address `ref` in `store`, and return it; close it after use.
+
+    With `lazy` only its documents are fetched (manifest, index, config); layers come when they are read, through
+    `registry` (one for the process by default), which must stay open as long as the image. Otherwise all layers are
+    brought, several at a time. Of an index it is the image for `platform`, this machine's by default. The store knows
+    it by `name`, else by its full reference, or by what the layout or archive calls it.
+
+    `NotFound`: no such image, or none for the platform. `UnsupportedMediaType`: not an image. `InvalidDocument`: a
+    document that breaks the rules. `InvalidArgument`: lazy, but not from a registry. After any failure the store is
+    sound: what came is kept and not fetched again by the next attempt, and the name is as it was.
+    """
+    address = parse(ref)
+    wanted = Platform.parse(platform) if isinstance(platform, str) else platform
+    if lazy and not isinstance(address, Reference):
+        raise InvalidArgument(f"{ref}: only images in a registry can be pulled lazily")
+    with open_source(address, registry) as source:
+        root = source.root()
+        documents = _documents(store, source, root, wanted)
+        manifest = documents[-1]
+        assert isinstance(manifest, Manifest)
+        images.check_image(manifest)
+        raw_config = _config(store, source, manifest)
+        config = images.read_config(raw_config, manifest)
+        images.check_platform(config, wanted)
+
+        origin = source.reference if isinstance(source, RemoteSource) else None
+        labels = cache_labels.with_source({}, str(origin)) if origin is not None else {}
+        images.keep_document(store, manifest.config, raw_config, labels)
+        for document in reversed(documents):
+            images.keep_document(store, document.descriptor, document.raw, {**images.child_labels(document), **labels})
+        if origin is not None:
+            handlers = images.handlers(manifest, [origin], registry)
+        else:
+            handlers = {layer.digest: Handler(lambda session: source) for layer in manifest.layers}
+        known_as = name or source.name or ref
+        descriptor = _member(documents, manifest)
+        image_ref = str(origin) if origin is not None else ""
+        image = images.assemble(store, known_as, descriptor, manifest, config, handlers, image_ref)
+        try:
+            if not lazy and image.ref is not None:
+                image.ref.get_remote().unlazy()
+            if images.has_names(store):
+                store.layout.set(known_as, documents[0].descriptor)
+        except BaseException:
+            image.close()
+            raise
+        return image
+
+
+def _documents(
+    store: MetadataStore, source: Source, root: Descriptor, platform: Platform | None
+) -> list[Manifest | Index]:
+    """The root document, and those below it down to the one image."""
+    documents = [_document(store, source, root)]
+    while isinstance(index := documents[-1], Index):
+        if len(documents) > MAX_DEPTH:
+            raise too_deep()
+        documents.append(_document(store, source, index.select(platform or Platform.current())))
+    return documents
+
+
+def _document(store: MetadataStore, source: Source, desc: Descriptor) -> Manifest | Index:
+    try:
+        return images.StoredDocuments(store).document(desc)
+    except (NotFound, DataLoss):
+        return source.document(desc)
+
+
+def _config(store: MetadataStore, source: Source, manifest: Manifest) -> bytes:
+    try:
+        return images.read_document(store, manifest.config)
+    except (NotFound, DataLoss):
+        with source.reader_at(manifest.config) as reader:
+            return images.checked(reader, manifest.config)
+
+
+def _member(documents: list[Manifest | Index], manifest: Manifest) -> Descriptor:
+    for document in documents:
+        if isinstance(document, Index):
+            for member in document.manifests:
+                if member.digest == manifest.digest:
+                    return member
+    return manifest.descriptor
