@@ -103,29 +103,37 @@ class SingleFlight(Generic[K, T]):
         if call.before is not None:
             call.before.wait_for_end()
             call.before = None
-        while not self._attempt(call):
-            pass
-        with self._lock, call.changed:
-            call.ended = True
-            if self._calls.get(key) is call:
-                del self._calls[key]
-            call.changed.notify_all()
+        while True:
+            self._attempt(call)
+            # Both locks: who joins is either seen here, and may take over, or finds the call ended.
+            with self._lock, call.changed:
+                if self._may_be_taken_over(call):
+                    continue
+                call.ended = True
+                if self._calls.get(key) is call:
+                    del self._calls[key]
+                call.changed.notify_all()
+                return
 
-    def _attempt(self, call: _Call[T]) -> bool:
-        """Run the call with the next waiter's means; True when that settles it."""
+    @staticmethod
+    def _may_be_taken_over(call: _Call[T]) -> bool:
+        untried = any(not waiter.tried for waiter in call.waiters)
+        return untried and isinstance(call.error, PERSONAL) and not call.cancellation.cancelled
+
+    def _attempt(self, call: _Call[T]) -> None:
+        """Run the call with the next waiter's means."""
         with call.lock:
             waiter = next((w for w in call.waiters if not w.tried), None)
             if waiter is None or call.cancellation.cancelled:
                 call.error = call.error or Cancelled("nobody waits for this any more")
-                return True
+                return
             waiter.tried = True
         try:
             call.value = waiter.context.copy().run(self._under, call, waiter.function)
         except BaseException as error:
             call.error = error
-            return not isinstance(error, PERSONAL) or call.cancellation.cancelled
-        call.error = None
-        return True
+        else:
+            call.error = None
 
     @staticmethod
     def _under(call: _Call[T], function: Callable[[], T]) -> T:
