@@ -59,6 +59,8 @@ class Place:
 
     node: Node | None = None
     children: dict[str, Place] = field(default_factory=dict)
+    holds: bool = False
+    """Something was put below: without more being said of it, this is a directory."""
     whiteout: bool = False
     """Nothing of the lower layers at this path or below is seen."""
     opaque: bool = False
@@ -83,10 +85,11 @@ class LayerIndex:
                 return None
         return place
 
-    def make(self, path: str) -> Place:
+    def _make(self, path: str) -> Place:
         """The place at `path`, made where it is missing. What is no directory on the way gives way to one."""
         place = self.root
         for part in parts(path):
+            place.holds = True
             if place.node is not None and place.node.type is not EntryType.DIRECTORY:
                 place.node = None
                 place.whiteout = True
@@ -98,12 +101,25 @@ class LayerIndex:
 
     def put(self, path: str, node: Node) -> None:
         """Put `node` at `path`. A directory keeps what is below it; anything else takes its place."""
-        place = self.make(path)
+        place = self._make(path)
         if node.type is not EntryType.DIRECTORY:
             place.children = {}
         elif place.node is not None and place.node.type is not EntryType.DIRECTORY:
             place.whiteout = True  # the file that was put there before had hidden what is below
         place.node = node
+
+    def hide(self, path: str, *, opaque: bool) -> None:
+        """Take away what lower layers have at `path`, or with `opaque` below it. What this layer has there stays, and
+        no directory comes to be by it (OCI image specification, layer.md)."""
+        place = self.root
+        for part in parts(path):
+            if place.node is not None and place.node.type is not EntryType.DIRECTORY:
+                return  # that hides everything already
+            place = place.children.setdefault(part, Place())
+        if opaque:
+            place.opaque = True
+        else:
+            place.whiteout = True
 
     def parents_said(self, path: str) -> bool:
         """Whether each directory above `path` is one that this layer itself has put there."""
@@ -149,7 +165,7 @@ class Builder:
         if hides is not None:
             if hides.path is not None:
                 self._note_parents(hides.path + "/x" if hides.opaque else hides.path)
-                hide(self.index, hides.path, opaque=hides.opaque)
+                self.index.hide(hides.path, opaque=hides.opaque)
             return
         self._note_parents(entry.path)
         self.index.put(entry.path, Node(entry.path, self._linked(entry), self.index.number))
@@ -167,12 +183,3 @@ class Builder:
             return target.node.entry
         self._note_parents(entry.linkname)
         return entry
-
-
-def hide(index: LayerIndex, path: str, *, opaque: bool) -> None:
-    """Take away what lower layers have at `path`, or below it. What this layer has there stays (OCI, layer.md)."""
-    place = index.make(path)
-    if opaque:
-        place.opaque = True
-    else:
-        place.whiteout = True

@@ -86,10 +86,12 @@ class Tree:
     def open(self, path: str) -> ContentFile:
         """The content of the file at `path`, links followed; close it after use. Errors as for `lookup`, and
         `InvalidArgument` for a directory or anything else without content."""
-        node = self.lookup(path)
+        return self.open_node(self.lookup(path))
+
+    def open_node(self, node: Node) -> ContentFile:
+        """The content of a file that this tree gave; as `open`."""
         if node.type is not EntryType.FILE or node.layer is None:
-            article = "an" if node.type.value[0] in "aeiou" else "a"
-            raise InvalidArgument(f"{path[:200]} is {article} {node.type.value}, not a file")
+            raise InvalidArgument(f"/{node.path[:200]} is a {node.type.value}, not a file")
         desc = self.layers[node.layer]
         reader = self._provider.reader_at(desc)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from blobtee.errors import CorruptData, NotFound
-from blobtee.image.index import LayerIndex, Node, Place, hide, implied_directory, parent, parts
+from blobtee.image.index import LayerIndex, Node, Place, implied_directory, parent, parts
 from blobtee.layers import Entry, EntryType, whiteout
 from blobtee.tasks import check
 
@@ -34,7 +34,7 @@ class View:
                     if said_by_children and place.node.type is not EntryType.DIRECTORY:
                         break
                     return self._at(path, place.node)
-                said_by_children = said_by_children or bool(place.children) or place.opaque
+                said_by_children = said_by_children or place.holds
                 is_cut = is_cut or place.whiteout
             if is_cut or is_blocked:
                 break
@@ -151,7 +151,7 @@ def replay(index_of: Callable[[int], LayerIndex], number: int, entries: list[Ent
                 continue
             # The root is where it is; the directory of an opaque mark is a parent like any other.
             path = parent(real(f"{hides.path}/x")) if hides.opaque and hides.path else real(hides.path)
-            hide(index, path, opaque=hides.opaque)
+            index.hide(path, opaque=hides.opaque)
         else:
             path = real(entry.path)
             index.put(path, _linked(view, Node(path, entry, number), real))
@@ -204,7 +204,7 @@ def _node(stack: _Stack) -> Node | None:
             if said_by_children and place.node.type is not EntryType.DIRECTORY:
                 break
             return place.node
-        said_by_children = said_by_children or bool(place.children) or place.opaque
+        said_by_children = said_by_children or place.holds
     return implied_directory("") if said_by_children else None
 
 
