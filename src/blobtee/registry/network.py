@@ -64,13 +64,26 @@ class Stream(httpcore.NetworkStream):
         self.tail = data[-4:] if len(data) >= 4 else (self.tail + data)[-4:]
         return data
 
-    def recv_into(self, view: memoryview, timeout: float) -> int:
-        """Read what is there, at least one byte, into `view`; 0 is the end of the connection."""
+    def fill(self, view: memoryview, timeout: float) -> int:
+        """Read into `view` until it is full or the connection ends; `timeout` is for each piece that comes.
+
+        An error after the first piece is kept for the next call, which meets it again.
+        """
+        got = 0
 
         def receive() -> int:
-            return self._sock.recv_into(view)
+            nonlocal got
+            while got < len(view) and (n := self._sock.recv_into(view[got:])):
+                got += n
+            return got
 
-        return self._io(receive, timeout, httpcore.ReadTimeout, httpcore.ReadError)
+        # One registration for the whole of it: under TLS a piece has 16 KiB at most.
+        try:
+            return self._io(receive, timeout, httpcore.ReadTimeout, httpcore.ReadError)
+        except (httpcore.ReadTimeout, httpcore.ReadError):
+            if got:
+                return got
+            raise
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         view = memoryview(buffer)

@@ -215,7 +215,9 @@ class Session:
                 secret["Authorization"] = authorization
             answer = self._exchange(method, url, headers, secret, body, answer_time)
             self._answered = True
-            if answer.status != 401 or last or not ours or answer.url.origin != url.origin:
+            if answer.status != 401 or not ours or answer.url.origin != url.origin:
+                break
+            if last and not (authorization or "").startswith("Basic "):
                 break
             answer.close()
             self._signer.refused(answer.headers("www-authenticate"), authorization, scope.wanted)

@@ -191,7 +191,7 @@ class Answer:
         length = self.length
         if self._taken and self._stream is not None and length is not None:
             with self._mapped():
-                n = self._stream.recv_into(view[: length - self.received], self._settings.stall)
+                n = self._stream.fill(view[: length - self.received], self._settings.stall)
             if not n:
                 raise ConnectionFailed(f"{self.url.netloc} broke off after {self.received} of {length} bytes")
             if self.received + n == length:
@@ -418,7 +418,7 @@ def _public(error: Exception, url: Url, proxy: str = "") -> Exception:
         hint = ""
         if "certificate not trusted" in str(error):
             hint = "; name its authority in SSL_CERT_FILE or as `ca` in hosts.toml"
-        elif "wrong version number" in str(error) or "record layer failure" in str(error):
+        elif "TLS:" in str(error):
             hint = "; does it speak plain HTTP? then say so in hosts.toml"
         return ConnectionFailed(f"cannot connect to {where}{through}: {str(error) or 'failed'}{hint}")
     if isinstance(error, (httpcore.ReadTimeout, httpcore.WriteTimeout, httpcore.PoolTimeout)):

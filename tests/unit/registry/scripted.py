@@ -183,7 +183,10 @@ class Server:
         while (field := incoming.readline().decode("latin-1").strip()) != "":
             name, _, value = field.partition(":")
             headers[name.lower()] = value.strip()
-        body = incoming.read(int(headers.get("content-length", "0")))
+        length = int(headers.get("content-length", "0"))
+        body = incoming.read(length)
+        if len(body) < length:
+            return None
         return Asked(line[0], line[1], headers, body, number)
 
 

@@ -315,7 +315,7 @@ def test_what_came_before_a_final_failure_is_handed_out_first(serve: Serve, conn
     settings = Settings(backoff=0.01, patience=0.2)
     with reader(connect(settings=settings), server) as blob, blob.open() as file:
         buffer = bytearray(SIZE)
-        n = file.readinto(buffer)  # type: ignore[attr-defined]
+        n = file.readinto(buffer)
         assert n == 600_000
         assert buffer[:n] == DATA[:n]
         with pytest.raises(ConnectionFailed) as caught:

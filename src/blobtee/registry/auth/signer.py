@@ -119,6 +119,10 @@ class Signer:
         return header
 
     def _buy(self, challenge: Challenge, scopes: Scopes, repository: str) -> _Token | BlobteeError:
+        with self._lock:
+            token = self._tokens.get(scopes)
+        if token is not None and time.monotonic() < token.fresh_until:
+            return token  # Bought by a flight that ended between our look and our start.
         # A refusal is an outcome, not an exception: as one, each of the waiters would knock again.
         try:
             token = self._fetch(challenge, self._wider.get(scopes, scopes), repository)

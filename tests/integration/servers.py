@@ -1,0 +1,103 @@
+"""Real servers on loopback, each with a temporary root, stopped with the test."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+_CONFIG = """\
+version: 0.1
+log: {{level: info, accesslog: {{disabled: false}}}}
+storage:
+  filesystem: {{rootdirectory: {root}}}
+  delete: {{enabled: true}}
+http: {{addr: "127.0.0.1:{port}"}}
+"""
+_ACCESS = re.compile(r'"(GET|HEAD|PUT|POST|PATCH|DELETE) (\S+) HTTP/1\.[01]" (\d{3}) (\d+)')
+
+
+@dataclass
+class DockerRegistry:
+    """Debian's docker-registry. `host` is what goes into references."""
+
+    folder: Path
+    port: int
+    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    def start(self) -> None:
+        """Start it on its port, with what its root already has, and wait until it answers."""
+        config = self.folder / "config.yml"
+        config.write_text(_CONFIG.format(root=self.folder / "root", port=self.port))
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                ["docker-registry", "serve", str(config)],
+                stdout=log,
+                stderr=log,
+                env={"PATH": "/usr/bin:/bin", "OTEL_TRACES_EXPORTER": "none"},
+            )
+        deadline = time.monotonic() + 20
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise RuntimeError(f"docker-registry did not start:\n{self.log.read_text()[-2000:]}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Kill it, as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def requests(self) -> list[tuple[str, str, int, int]]:
+        """Method, path with query, status and body bytes of every request that has ended so far."""
+        found = _ACCESS.findall(self.log.read_text(errors="replace"))
+        return [(method, path, int(status), int(nbytes)) for method, path, status, nbytes in found]
+
+    def _answers(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
+        try:
+            connection.request("GET", "/v2/")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@contextmanager
+def running_registry(folder: Path) -> Iterator[DockerRegistry]:
+    """A docker-registry whose root and log are below `folder`; the test is skipped where it is not installed."""
+    if shutil.which("docker-registry", path="/usr/bin:/bin") is None:
+        pytest.skip("docker-registry is not installed")
+    folder.mkdir(parents=True, exist_ok=True)
+    registry = DockerRegistry(folder, free_port())
+    registry.start()
+    try:
+        yield registry
+    finally:
+        registry.stop()
