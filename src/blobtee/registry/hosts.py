@@ -54,7 +54,7 @@ class Hosts:
 
     `config_dirs` are searched for `<host>_<port>_`, `<host>:<port>` and `_default`, in this order, first folder wins.
     `plain_http` and `https` name registries (`host:port`) whose scheme is not the usual one: HTTPS, but plain HTTP on
-    loopback. A `hosts.toml` has the last word.
+    loopback. `insecure` names registries whose certificates are not checked. A `hosts.toml` has the last word.
     """
 
     def __init__(
@@ -63,10 +63,12 @@ class Hosts:
         *,
         plain_http: Collection[str] = (),
         https: Collection[str] = (),
+        insecure: Collection[str] = (),
     ) -> None:
         self._folders = [Path(folder) for folder in config_dirs]
         self._plain = frozenset(plain_http)
         self._secure = frozenset(https)
+        self._insecure = frozenset(insecure)
         self._lock = threading.Lock()
         self._known: dict[str, tuple[Host, ...]] = {}
 
@@ -100,7 +102,7 @@ class Hosts:
             plain = Url.parse(f"http://{address}/v2")
             local = is_loopback(plain.host) and plain.port != 443
             scheme = "http" if registry in self._plain or (local and registry not in self._secure) else "https"
-            return Host(Url.parse(f"{scheme}://{address}/v2"))
+            return Host(Url.parse(f"{scheme}://{address}/v2"), tls=Tls(skip_verify=registry in self._insecure))
         except ProtocolViolation as error:
             raise InvalidArgument(f"{registry[:200]!r} is not a registry: {error}") from None
 

@@ -19,7 +19,7 @@ from blobtee.transfer import images
 from blobtee.transfer.remote import Repositories, default_registry
 
 _SLOT = 1 << 20
-_LANES = 2
+_LANES = core.cpu_features().sha256_lanes
 """Blobs that one thread hashes side by side."""
 
 _AT_ONCE = 4

@@ -1,0 +1,20 @@
+"""The command line. One file a verb; `main` is the entry point."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 digest mismatch,
+    130 interrupted, 141 standard output was closed."""
+    try:
+        import click  # noqa: F401
+        import rich  # noqa: F401
+    except ImportError as error:
+        print(f"blobtee: error: the command line needs {error.name}: pip install 'blobtee[cli]'", file=sys.stderr)
+        return 1
+    from blobtee.cli.app import run
+
+    return run(arguments)

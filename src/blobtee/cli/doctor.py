@@ -1,0 +1,178 @@
+"""`blobtee doctor`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import click
+
+from blobtee import core
+from blobtee._version import __version__
+from blobtee.cli.progress import nbytes
+from blobtee.cli.session import Session, verb
+from blobtee.errors import BlobteeError
+from blobtee.registry import FileCredentials
+from blobtee.registry.hosts import CONFIG_DIRS
+
+_MAX_FILE = 4 << 20
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+
+
+@click.command()
+@verb(remote=True)
+def command(session: Session) -> int:
+    """Print what a bug report needs: versions, the CPU path in use, the store, and what is found of the surroundings.
+
+    No secret is printed: of credentials only where they are and for which hosts.
+
+    \b
+    Examples:
+      blobtee doctor
+      blobtee doctor --json > report.json
+    """
+    report = {
+        "blobtee": __version__,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "cpu": _cpu(),
+        "libraries": {**core.library_versions(), **_packages()},
+        "store": _store(session),
+        "credentials": _credentials(),
+        "hosts": _hosts(session),
+        "proxies": _proxies(os.environ),
+        "environment": {key: os.environ[key] for key in sorted(os.environ) if key in _VARIABLES},
+    }
+    if session.output.as_json:
+        session.output.line(json.dumps(report))
+    else:
+        _print(session, report, "")
+    return 0
+
+
+_VARIABLES = frozenset(
+    {"BLOBTEE_ROOT", "SSL_CERT_FILE", "SSL_CERT_DIR", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "BLOBTEE_CPU"}
+)
+
+
+def _cpu() -> dict[str, object]:
+    features = core.cpu_features()
+    return {
+        "sha256": features.sha256,
+        "sha256 lanes": features.sha256_lanes,
+        "crc32c": features.crc32c,
+        "found": sorted(features.found),
+        "allowed": sorted(features.allowed),
+    }
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in ("httpx", "httpcore", "zstandard", "cffi", "click", "rich"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def _store(session: Session) -> dict[str, object]:
+    root = session.root
+    found: dict[str, object] = {"root": str(root), "exists": (root / "blobs").is_dir()}
+    existing = next((folder for folder in (root, *root.absolute().parents) if folder.exists()), Path("/"))
+    usage = shutil.disk_usage(existing)
+    found["free"] = usage.free
+    if not found["exists"]:
+        return found
+    try:
+        with session.store() as store:
+            infos = list(store.walk())
+            found |= {
+                "writable": not store.read_only,
+                "images": len(store.layout.names()),
+                "blobs": len(infos),
+                "bytes": sum(info.size for info in infos),
+                "ingests": len(store.statuses()),
+                "quarantined": [info.digest for info in store.quarantined()],
+                "problems": list(store.problems),
+            }
+    except BlobteeError as error:
+        found["problems"] = [str(error)]
+    return found
+
+
+def _credentials() -> list[dict[str, object]]:
+    """The files there are, and for each host what kind of credential it has there."""
+    found = []
+    for path in FileCredentials().files():
+        if path.exists():
+            found.append({"file": str(path), **_kinds(path)})
+    return found
+
+
+def _kinds(path: Path) -> dict[str, object]:
+    try:
+        with path.open("rb") as file:
+            document = json.loads(file.read(_MAX_FILE))
+    except OSError as error:
+        return {"problem": error.strerror or "cannot be read"}
+    except (ValueError, RecursionError):
+        return {"problem": "not JSON"}
+    if not isinstance(document, dict):
+        return {"problem": "not a JSON object"}
+    hosts: dict[str, str] = {}
+    auths, helpers = document.get("auths"), document.get("credHelpers")
+    for host, entry in (auths if isinstance(auths, dict) else {}).items():
+        kept = isinstance(entry, dict) and entry
+        hosts[host] = "identity token" if kept and entry.get("identitytoken") else "password" if kept else "empty"
+    for host, helper in (helpers if isinstance(helpers, dict) else {}).items():
+        hosts[host] = f"helper docker-credential-{helper}"
+    store = document.get("credsStore")
+    return {"hosts": hosts} | ({"store": f"docker-credential-{store}"} if isinstance(store, str) and store else {})
+
+
+def _hosts(session: Session) -> dict[str, list[str]]:
+    found = {}
+    for name in session.hosts_dirs or CONFIG_DIRS:
+        folder = Path(name)
+        try:
+            found[name] = sorted(entry.name for entry in folder.iterdir() if (entry / "hosts.toml").exists())
+        except OSError:
+            continue
+    return found
+
+
+def _proxies(environ: Mapping[str, str]) -> dict[str, str]:
+    """The proxies set, without the passwords in them."""
+    names = [name for pair in _PROXIES for name in (pair, pair.lower())]
+    return {name: re.sub(r"//[^/@]*@", "//***@", environ[name]) for name in names if environ.get(name)}
+
+
+def _print(session: Session, value: object, indent: str) -> None:
+    assert isinstance(value, dict)
+    for key, member in value.items():
+        if isinstance(member, dict) and member:
+            session.output.line(f"{indent}{key}:")
+            _print(session, member, indent + "  ")
+        elif isinstance(member, list) and member and isinstance(member[0], dict):
+            session.output.line(f"{indent}{key}:")
+            for item in member:
+                _print(session, item, indent + "  ")
+        else:
+            session.output.line(f"{indent}{key}: {_text(key, member)}")
+
+
+def _text(key: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and key in ("free", "bytes"):
+        return nbytes(value)
+    if isinstance(value, list | dict):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)

@@ -1,0 +1,56 @@
+"""Data on standard output, notes on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Mapping
+
+from blobtee import tasks
+from blobtee.cli.errors import OutputClosed
+from blobtee.errors import from_os_error
+
+_PIECE = 1 << 20
+
+
+class Output:
+    """Where a verb's results go. `OutputClosed` when nobody reads them any more."""
+
+    def __init__(self, as_json: bool, quiet: bool) -> None:
+        self.as_json = as_json
+        self._quiet = quiet
+
+    def result(self, value: Mapping[str, object], text: str) -> None:
+        """One result: as a JSON object on a line of its own, or as `text`."""
+        self.line(json.dumps(value) if self.as_json else text)
+
+    def line(self, text: str) -> None:
+        # Names in images may hold bytes that are no text; they come out as they are.
+        self.raw((text + "\n").encode(errors="surrogateescape"))
+
+    def raw(self, data: bytes | memoryview) -> None:
+        try:
+            sys.stdout.buffer.write(data)
+        except BrokenPipeError:
+            raise OutputClosed from None
+        except OSError as error:
+            raise from_os_error(error, "write to standard output") from error
+
+    def stream(self, file: io.RawIOBase) -> None:
+        """All that is left in `file`, as it comes."""
+        while piece := file.read(_PIECE):
+            tasks.check()
+            self.raw(piece)
+
+    def note(self, text: str) -> None:
+        """For people: how it went."""
+        if not self._quiet:
+            with contextlib.suppress(OSError):
+                print(text, file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Text of an image for a terminal: nothing in it moves the cursor or rings."""
+    return "".join(c if c.isprintable() or 0xDC80 <= ord(c) <= 0xDCFF else f"\\x{ord(c):02x}" for c in text)

@@ -1,0 +1,248 @@
+"""What all verbs share: their options, the store, the registry client, and ending early in good order."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from blobtee.cli.errors import INTERRUPTED, Interrupted
+from blobtee.cli.output import Output
+from blobtee.cli.progress import STYLES, shown
+from blobtee.content import LocalStore
+from blobtee.errors import BlobteeError
+from blobtee.oci import Platform, Reference
+from blobtee.registry import Credential, Credentials, FileCredentials, Hosts, Registry
+from blobtee.registry.hosts import CONFIG_DIRS
+from blobtee.tasks import Cancellation, scope
+from blobtee.transfer import Address, FileAddress, parse
+
+_Callback = Callable[..., Any]
+
+
+def default_root() -> Path:
+    """`BLOBTEE_ROOT` is read by the option itself; this is what comes after it."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/blobtee")
+    data = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(data) if os.path.isabs(data) else Path.home() / ".local" / "share") / "blobtee"
+
+
+@dataclass
+class Session:
+    """One run of one verb."""
+
+    root: Path
+    output: Output
+    progress: str
+    username: str = ""
+    password_stdin: bool = False
+    plain_http: bool | None = None
+    tls_verify: bool = True
+    hosts_dirs: tuple[str, ...] = ()
+    _registry: Registry | None = field(default=None, repr=False)
+
+    @contextmanager
+    def store(self) -> Iterator[LocalStore]:
+        with LocalStore(self.root) as store:
+            for problem in store.problems:
+                self.output.note(f"warning: {problem}")
+            yield store
+
+    @contextmanager
+    def registry(self, *addresses: Address | str) -> Iterator[Registry]:
+        """The client for the registries that `addresses` name; options for one registry are about these."""
+        hosts = {reference.host for reference in map(_reference, addresses) if reference is not None}
+        found = Hosts(
+            self.hosts_dirs or CONFIG_DIRS,
+            plain_http=hosts if self.plain_http else (),
+            https=hosts if self.plain_http is False else (),
+            insecure=() if self.tls_verify else hosts,
+        )
+        with Registry(hosts=found, credentials=self._credentials(hosts)) as registry:
+            yield registry
+
+    def _credentials(self, hosts: set[str]) -> Credentials:
+        if not self.username and not self.password_stdin:
+            return FileCredentials()
+        if not self.username or not self.password_stdin:
+            raise click.UsageError("--username and --password-stdin belong together")
+        if len(hosts) != 1:
+            raise click.UsageError(
+                f"--username is for one registry, and here are {len(hosts)}; use `docker login` for each"
+            )
+        password = sys.stdin.readline(64 << 10).rstrip("\r\n")
+        if not password:
+            raise click.UsageError("--password-stdin: there is no password on standard input")
+        return _Given(next(iter(hosts)), Credential(self.username, password, source="--username"))
+
+
+class _Given:
+    """The credential of the command line for its registry, the files' for all others (mirrors, for one)."""
+
+    def __init__(self, host: str, credential: Credential) -> None:
+        self._host = host
+        self._credential = credential
+        self._files = FileCredentials()
+
+    def get(self, host: str, repository: str) -> Credential | None:
+        return self._credential if host == self._host else self._files.get(host, repository)
+
+
+def _reference(address: Address | str) -> Reference | None:
+    if isinstance(address, str):
+        try:
+            address = parse(address)
+        except BlobteeError:
+            return None
+    return address if isinstance(address, Reference) else None
+
+
+class PlatformType(click.ParamType[Platform]):
+    name = "platform"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Platform:
+        try:
+            return value if isinstance(value, Platform) else Platform.parse(value)
+        except BlobteeError as error:
+            self.fail(str(error), param, ctx)
+
+
+class AddressType(click.ParamType[str]):
+    """Text that is an address: checked here, so that nonsense is wrong usage."""
+
+    name = "address"
+
+    def __init__(self, *, remote_only: bool = False) -> None:
+        self._remote_only = remote_only
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            address = parse(value)
+        except BlobteeError as error:
+            self.fail(str(error), param, ctx)
+        if self._remote_only and isinstance(address, FileAddress):
+            self.fail(f"{value!r} is not a name in a registry", param, ctx)
+        return str(value)
+
+
+_COMMON = (
+    click.option(
+        "--root",
+        type=click.Path(path_type=Path, file_okay=False),
+        envvar="BLOBTEE_ROOT",
+        default=default_root,
+        show_default="BLOBTEE_ROOT, else /var/lib/blobtee for root, else the XDG data folder",
+        help="The store's folder.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Data as JSON: lists as one object a line."),
+    click.option("--quiet", "-q", is_flag=True, help="Nothing on standard error but errors."),
+    click.option(
+        "--progress",
+        type=click.Choice(STYLES),
+        default="auto",
+        show_default=True,
+        help="On standard error: bars on a terminal, else a line a second; rawjson is an object for each event.",
+    ),
+    click.option("--debug", is_flag=True, help="Show tracebacks of errors."),
+)
+_REMOTE = (
+    click.option("--username", "-u", default="", help="Sign in as this user instead of as the files say."),
+    click.option("--password-stdin", is_flag=True, help="Read the password from the first line of standard input."),
+    click.option(
+        "--plain-http/--no-plain-http",
+        default=None,
+        help="Speak HTTP to the registries named; the default is to do so on loopback only.",
+    ),
+    click.option("--tls-verify/--no-tls-verify", default=True, help="Check the registries' certificates (default)."),
+    click.option(
+        "--hosts-dir",
+        "hosts_dirs",
+        type=click.Path(file_okay=False),
+        multiple=True,
+        help="Folder of hosts.toml folders; may be given again.  [default: /etc/containerd/certs.d]",
+    ),
+)
+
+
+def verb(*, remote: bool = False) -> Callable[[_Callback], _Callback]:
+    """Make a function the callback of a verb: it gets a `Session` first, and what its own options give."""
+
+    def decorate(function: _Callback) -> _Callback:
+        @functools.wraps(function)
+        def callback(root: Path, as_json: bool, quiet: bool, progress: str, debug: bool, **given: Any) -> int:
+            remote_options = {key: given.pop(key) for key in _REMOTE_NAMES} if remote else {}
+            session = Session(root, Output(as_json, quiet), "quiet" if quiet else progress, **remote_options)
+
+            def work() -> int:
+                with shown(session.progress):
+                    return function(session, **given) or 0
+
+            return interruptible(work)
+
+        decorated: _Callback = callback
+        for option in reversed((*_COMMON, *(_REMOTE if remote else ()))):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+_REMOTE_NAMES = ("username", "password_stdin", "plain_http", "tls_verify", "hosts_dirs")
+
+
+def interruptible(work: Callable[[], int]) -> int:
+    """Run `work` so that SIGINT and SIGTERM cancel it: `Interrupted` when it has cleaned up. A second one ends at once.
+
+    The work has a thread of its own: a signal handler runs between any two steps of the main thread, where the locks
+    that cancelling needs may be held.
+    """
+    cancellation = Cancellation()
+    # SimpleQueue may be written to from a signal handler that interrupts its own reader.
+    messages: queue.SimpleQueue[int] = queue.SimpleQueue()
+    outcome: list[int | BaseException] = []
+
+    def body() -> None:
+        try:
+            with scope(cancellation):
+                outcome.append(work())
+        except BaseException as error:
+            outcome.append(error)
+        messages.put(0)
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        messages.put(number)
+
+    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    interrupted = False
+    try:
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(body,), name="blobtee-verb", daemon=True)
+        thread.start()
+        while messages.get():
+            if interrupted:
+                os._exit(INTERRUPTED)
+            interrupted = True
+            cancellation.cancel("interrupted")
+        thread.join()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    result = outcome[0]
+    if interrupted and isinstance(result, BaseException):
+        raise Interrupted from result
+    if isinstance(result, BaseException):
+        raise result
+    return result
