@@ -239,7 +239,7 @@ def open_root(
     manifest = _choose(documents, document, wanted, name)
     check_image(manifest)
     config = read_config(read_document(store, manifest.config), manifest)
-    check_platform(config, wanted)
+    check_platform(document, config, wanted)
     descriptor = _described(document, manifest)
     references = origins(store, name, descriptor)
     reference = canonical(name)
@@ -247,10 +247,11 @@ def open_root(
     return assemble(store, name, descriptor, manifest, config, handlers(manifest, references, registry), image_ref)
 
 
-def check_platform(config: Config, wanted: Platform | None) -> None:
-    """Refuse an image that cannot run on a platform that was asked for by name."""
+def check_platform(root: Manifest | Index, config: Config, wanted: Platform | None) -> None:
+    """Refuse an image that cannot run on a platform that was asked for by name. An index has the last word on that:
+    configs of images for other platforms are sometimes wrong."""
     offered = config.platform
-    if wanted is not None and offered.architecture and wanted.rank(offered) is None:
+    if isinstance(root, Manifest) and wanted is not None and offered.architecture and wanted.rank(offered) is None:
         raise NotFound(f"no image for {wanted}; there is: {offered}")
 
 

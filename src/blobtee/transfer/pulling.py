@@ -47,7 +47,7 @@ def pull(
         images.check_image(manifest)
         raw_config = _config(store, source, manifest)
         config = images.read_config(raw_config, manifest)
-        images.check_platform(config, wanted)
+        images.check_platform(documents[0], config, wanted)
 
         origin = source.reference if isinstance(source, RemoteSource) else None
         labels = cache_labels.with_source({}, str(origin)) if origin is not None else {}
