@@ -1,0 +1,353 @@
+"""Each verb: what it prints, and its exit status."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import blobtee
+from blobtee.cli import main
+from blobtee.cli.app import VERBS
+from blobtee.oci import Platform
+from blobtee.testing import Answer, MemoryRegistry, image, index
+from blobtee.testing.images import Files
+
+from .conftest import Run
+
+FILES: list[Files] = [
+    {"etc": None, "etc/name": b"base\n", "bin/tool": b"\x7fELF"},
+    {"etc/name": b"top\n", "link": "etc/name", "bad\x1bname": b""},
+]
+
+
+def test_a_lazy_pull_prints_what_it_got_and_moves_no_layer(server: MemoryRegistry, run: Run) -> None:
+    source = image(FILES)
+    name = source.push(server, "team/app", "v1")
+    result = run("pull", "--lazy", name)
+    assert (result.status, result.text) == (0, f"{name}@{source.descriptor.digest}\n")
+    assert "left where they are" in result.err
+    assert server.counters.sent["blob"] == 0
+    value = json.loads(run("pull", "--lazy", "--json", "--quiet", name).out)
+    assert (value["name"], value["lazy"], len(value["layers"])) == (name, True, 2)
+    assert value["layers"][0] == {
+        "digest": source.layers[0].descriptor.digest,
+        "size": len(source.layers[0].data),
+        "mediaType": source.layers[0].descriptor.media_type,
+    }
+
+
+def test_quiet_says_nothing_on_standard_error(server: MemoryRegistry, run: Run) -> None:
+    assert run("pull", "-q", image(FILES).push(server, "a")).err == ""
+
+
+def test_cat_prints_manifest_blobs_and_files(server: MemoryRegistry, run: Run) -> None:
+    source = image(FILES)
+    name = source.push(server, "team/app", "v1")
+    run("pull", "--lazy", name)
+    assert run("cat", name).out == source.manifest
+    assert run("cat", f"{name}@{source.descriptor.digest}").out == source.manifest
+    layer = source.layers[1]
+    assert run("cat", layer.descriptor.digest).status == 3
+    assert run("cat", f"{name}@{layer.descriptor.digest}").out == layer.data
+    assert run("cat", layer.descriptor.digest).out == layer.data
+    config = json.loads(source.manifest)["config"]["digest"]
+    assert run("cat", f"{name}@{config}").out == source.config
+    assert run("cat", name, "/link").out == b"top\n"
+    missing = run("cat", name, "/no/such")
+    assert (missing.status, missing.out) == (3, b"")
+    assert missing.err.startswith("blobtee: error: ")
+    assert run("cat", f"{name}@sha256:{'0' * 64}").status == 3
+
+
+def test_an_image_pulled_by_digest_is_known_by_it(server: MemoryRegistry, run: Run) -> None:
+    source = image(FILES)
+    source.push(server, "team/app", "v1")
+    name = f"{server.host}/team/app@{source.descriptor.digest}"
+    assert run("pull", "--lazy", name).text == f"{name}\n"
+    assert run("cat", name).out == source.manifest
+    assert run("cat", name, "etc/name").out == b"top\n"
+
+
+def test_ls_lists_one_level_or_all_and_escapes_what_moves_cursors(server: MemoryRegistry, run: Run) -> None:
+    name = image(FILES).push(server, "team/app")
+    run("pull", "--lazy", name)
+    assert run("ls", name).text.splitlines() == ["/bad\\x1bname", "/bin", "/etc", "/link"]
+    assert run("ls", name, "/etc").text == "/etc/name\n"
+    assert run("ls", name, "/link").text == "/etc/name\n"
+    assert run("ls", "-R", name).text.splitlines() == [
+        "/bad\\x1bname",
+        "/bin",
+        "/bin/tool",
+        "/etc",
+        "/etc/name",
+        "/link",
+    ]
+    long = run("ls", "-l", name).text.splitlines()
+    assert long[3].startswith("lrwxrwxrwx     0     0")
+    assert long[3].endswith("1970-01-01 00:00 /link -> etc/name")
+    lines = [json.loads(line) for line in run("ls", "--json", name, "/etc").text.splitlines()]
+    assert lines == [
+        {
+            "path": "/etc/name",
+            "type": "file",
+            "mode": "0644",
+            "uid": 0,
+            "gid": 0,
+            "size": 4,
+            "mtime": 0.0,
+            "layer": 1,
+        }
+    ]
+    assert run("ls", name, "/none").status == 3
+
+
+def test_push_mounts_lazy_layers_and_says_so(server: MemoryRegistry, run: Run) -> None:
+    source = image(FILES)
+    run("pull", "--lazy", source.push(server, "team/app", "v1"))
+    server.reset()
+    result = run("push", f"{server.host}/team/app:v1", f"{server.host}/team/copy:v2")
+    assert (result.status, result.text) == (0, f"{server.host}/team/copy:v2@{source.descriptor.digest}\n")
+    assert "3 mounted; 0 B moved" in result.err
+    assert server.counters.sent["blob"] == server.counters.received["upload"] == 0
+    value = json.loads(run("push", "--json", f"{server.host}/team/app:v1", f"{server.host}/team/copy:v2").out)
+    assert value["bytes"] == 0
+    assert {blob["how"] for blob in value["blobs"]} == {"exists"}
+
+
+def test_copy_needs_no_store_and_makes_none(server: MemoryRegistry, run: Run, tmp_path: Path) -> None:
+    name = image(FILES).push(server, "team/app", "v1")
+    assert run("copy", name, f"oci:{tmp_path}/layout").text.startswith(f"oci:{tmp_path}/layout:v1@sha256:")
+    assert run("copy", f"oci:{tmp_path}/layout:v1", f"docker-archive:{tmp_path}/a.tar").status == 0
+    assert run("copy", f"docker-archive:{tmp_path}/a.tar", f"{server.host}/back:1").status == 0
+    assert not (tmp_path / "store").exists()
+
+
+def test_cat_and_ls_take_addresses_of_files_too(server: MemoryRegistry, run: Run, tmp_path: Path) -> None:
+    run("copy", image(FILES).push(server, "team/app", "v1"), f"oci-archive:{tmp_path}/a.tar")
+    assert run("cat", f"oci-archive:{tmp_path}/a.tar", "etc/name").out == b"top\n"
+    assert run("ls", f"oci-archive:{tmp_path}/a.tar", "bin").text == "/bin/tool\n"
+
+
+def test_platforms_choose_the_image(server: MemoryRegistry, run: Run) -> None:
+    names = ("linux/amd64", "linux/s390x")
+    name = index({n: image([{"p": n.encode()}], platform=Platform.parse(n)) for n in names}).push(server, "team/app")
+    for platform in names:
+        run("pull", "--platform", platform, name)
+        assert run("cat", "--platform", platform, name, "p").text == platform
+    assert run("pull", "--platform", "linux/arm64", name).status == 3
+    assert run("pull", "--platform", "a/b/c/d", name).status == 2
+
+
+def test_blobs_lists_what_is_there_and_filters(server: MemoryRegistry, run: Run) -> None:
+    source = image(FILES)
+    run("pull", source.push(server, "team/app"))
+    listed = run("blobs").text.split()
+    assert {word for word in listed if word.startswith("sha256:")} == {source.descriptor.digest, *source.blobs}
+    only = [json.loads(line) for line in run("blobs", "--json", f"digest=={source.descriptor.digest}").out.splitlines()]
+    assert [(blob["digest"], blob["size"]) for blob in only] == [(source.descriptor.digest, len(source.manifest))]
+    assert "containerd.io/gc.ref.content.config" in only[0]["labels"]
+    assert run("blobs", "digest==").status == 1
+
+
+def test_verify_finds_and_repairs(server: MemoryRegistry, run: Run, tmp_path: Path) -> None:
+    source = image(FILES)
+    name = source.push(server, "team/app")
+    run("pull", name)
+    assert run("verify").status == 0
+    digest = source.layers[0].descriptor.digest
+    path = tmp_path / "store" / "blobs" / "sha256" / digest.hex
+    path.chmod(0o644)
+    path.write_bytes(b"\0" * path.stat().st_size)
+    broken = run("verify")
+    assert broken.status == 4
+    assert broken.text.startswith(f"broken {digest}: its bytes are sha256:")
+    assert f"(needed by {name})" in broken.text
+    assert run("cat", digest).status == 4
+    repaired = json.loads(run("verify", "--repair", "--json").out)
+    assert (repaired["digest"], repaired["repaired"]) == (digest, True)
+    assert run("verify").status == 0
+
+
+def test_a_registry_that_lies_gives_status_4_and_one_line(server: MemoryRegistry, run: Run) -> None:
+    source = image(FILES)
+    name = source.push(server, "team/app")
+    size = len(source.layers[0].data)
+    server.fault(
+        lambda request: Answer(body=b"\0" * size) if request.identifier == source.layers[0].descriptor.digest else None
+    )
+    result = run("pull", name)
+    assert result.status == 4
+    assert result.err.splitlines()[-2].startswith("blobtee: error: ")
+    assert "Traceback" not in result.err
+    assert "Traceback" in run("pull", "--debug", name).err
+
+
+def test_doctor_tells_what_matters_and_no_secret(
+    server: MemoryRegistry, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:hidden-one@proxy.example:3128")
+    config = tmp_path / "home" / ".docker" / "config.json"
+    config.parent.mkdir(parents=True)
+    auths = {
+        "r.example": {"auth": "aGlkZGVuOnR3bw=="},
+        "empty.example": {},
+        "t.example": {"identitytoken": "hidden-three"},
+    }
+    config.write_text(json.dumps({"auths": auths, "credHelpers": {"h.example": "pass"}, "credsStore": "desktop"}))
+    (tmp_path / "hosts" / "r.example").mkdir(parents=True)
+    (tmp_path / "hosts" / "r.example" / "hosts.toml").write_text("")
+    run("pull", image(FILES).push(server, "team/app"))
+    result = run("doctor", "--json", "--hosts-dir", str(tmp_path / "hosts"))
+    report = json.loads(result.out)
+    assert (report["blobtee"], result.status) == (blobtee.__version__, 0)
+    assert report["cpu"]["sha256"] in ("portable", "shani", "armv8-sha2")
+    assert (report["store"]["images"], report["store"]["blobs"], report["store"]["problems"]) == (1, 4, [])
+    assert report["credentials"][0]["hosts"] == {
+        "r.example": "password",
+        "empty.example": "empty",
+        "t.example": "identity token",
+        "h.example": "helper docker-credential-pass",
+    }
+    assert report["credentials"][0]["store"] == "docker-credential-desktop"
+    assert report["hosts"] == {str(tmp_path / "hosts"): ["r.example"]}
+    assert report["proxies"]["HTTPS_PROXY"] == "http://***@proxy.example:3128"
+    text = run("doctor").text
+    for secret in ("hidden", "aGlkZGVu"):
+        assert secret not in text
+        assert secret not in result.text
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"auths": 7}', b"\xff"])
+def test_doctor_survives_what_it_is_to_diagnose(run: Run, tmp_path: Path, damage: bytes) -> None:
+    config = tmp_path / "home" / ".docker" / "config.json"
+    config.parent.mkdir(parents=True)
+    config.write_bytes(damage)
+    (tmp_path / "store" / "blobs").mkdir(parents=True)
+    (tmp_path / "store" / "blobtee.db").write_bytes(b"no database at all" * 100)
+    result = run("doctor")
+    assert result.status == 0
+    assert "problems: " in result.text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["pull"],
+        ["pull", "not a name"],
+        ["pull", "a", "b"],
+        ["pull", "--platform", "", "a"],
+        ["pull", "oci:"],
+        ["push", "a"],
+        ["push", "a", "UPPER@x"],
+        ["copy", "a"],
+        ["--nonsense"],
+        ["blobs", "--progress", "loud"],
+        ["demo", "--push-to", "a"],
+        ["demo", "oci:dir"],
+        ["pull", "--username", "me", "r.example/a"],
+        ["pull", "--password-stdin", "r.example/a"],
+        ["copy", "--username", "me", "--password-stdin", "r.example/a", "s.example/a"],
+    ],
+)
+def test_nonsense_is_wrong_usage_and_says_so_in_one_line_and_a_hint(run: Run, arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert (result.status, result.out) == (2, b"")
+    first, *hint = result.err.splitlines()
+    assert first.startswith("blobtee: error: ")
+    assert all(line.startswith("hint: see `blobtee") for line in hint)
+
+
+def test_a_root_that_cannot_be_one_is_an_error_of_ours(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert run("blobs", "--root", str(tmp_path / "file")).status == 2
+    result = run("blobs", "--root", str(tmp_path / "file" / "below"))
+    assert result.status in (1, 3)
+    assert result.err.startswith("blobtee: error: ")
+
+
+def test_an_unreachable_registry_is_one_line_and_a_hint(run: Run) -> None:
+    result = run("pull", "127.0.0.1:1/a")
+    assert result.status == 1
+    assert "cannot connect to 127.0.0.1:1" in result.err
+    assert "hint: " in result.err
+
+
+def test_an_image_that_is_not_in_the_store_is_status_3_and_says_what_to_do(run: Run) -> None:
+    result = run("cat", "python:3.12")
+    assert (result.status, "pull it first" in result.err) == (3, True)
+
+
+def test_a_password_comes_from_standard_input(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with MemoryRegistry(users={"me": "secret"}) as server:
+        source = image(FILES)
+        name = source.push(server, "team/app")
+        denied = run("pull", "--lazy", name)
+        assert (denied.status, "docker login" in denied.err) == (1, True)
+        monkeypatch.setattr(sys, "stdin", io.StringIO("wrong\n"))
+        assert run("pull", "--lazy", "--username", "me", "--password-stdin", name).status == 1
+        monkeypatch.setattr(sys, "stdin", io.StringIO("secret\n"))
+        result = run("pull", "--lazy", "--username", "me", "--password-stdin", name)
+        assert (result.status, "secret" in result.err) == (0, False)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_examples_and_the_common_options(run: Run, verb: str) -> None:
+    result = run(verb, "--help")
+    assert result.status == 0
+    assert "Examples:" in result.text
+    for option in ("--root", "--json", "--quiet"):
+        assert option in result.text
+
+
+def test_the_list_of_verbs_and_the_version_are_printed(run: Run) -> None:
+    text = run("--help").text
+    assert all(f"  {verb} " in text for verb in VERBS)
+    assert "Exit status:" in text
+    assert run("--version").text == f"blobtee {blobtee.__version__}\n"
+    assert run().status == 2
+
+
+def test_progress_comes_as_json_events_when_asked(server: MemoryRegistry, run: Run) -> None:
+    source = image(FILES)
+    result = run("pull", "--progress", "rawjson", source.push(server, "a"))
+    events = [json.loads(line) for line in result.err.splitlines() if line.startswith("{")]
+    assert {event["digest"] for event in events} == {layer.descriptor.digest for layer in source.layers}
+    last = {event["digest"]: event for event in events}
+    assert all(event["completed"] and event["current"] == event["total"] for event in last.values())
+
+
+def test_bars_are_drawn_and_removed(server: MemoryRegistry, run: Run) -> None:
+    result = run("pull", "--progress", "tty", image(FILES).push(server, "a"))
+    assert result.status == 0
+    assert "layers of" in result.err
+
+
+def test_the_demo_does_the_main_job_and_mounts_everything(run: Run) -> None:
+    value = json.loads(run("demo", "--json").out)
+    steps = {step["name"]: step for step in value["steps"]}
+    assert list(steps) == ["lazy pull", "read a file", "unlazy", "verify", "push"]
+    assert (steps["lazy pull"]["moved"], steps["push"]["moved"]) == (0, 0)
+    assert steps["read a file"]["moved"] > 0
+    assert steps["unlazy"]["moved"] == steps["unlazy"]["read"] > 0
+    assert "mounted" in steps["push"]["outcome"]
+
+
+def test_the_demo_takes_an_image_of_ours_and_skips_the_push_unless_told(server: MemoryRegistry, run: Run) -> None:
+    name = image(FILES).push(server, "team/app")
+    text = run("demo", name).text
+    assert "skipped: --push-to" in text
+    assert run("demo", name, "--push-to", f"{server.host}/team/copy:1").status == 0
+    assert server.tags("team/copy") == ["1"]
+
+
+def test_without_the_extra_the_message_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert main(["--version"]) == 1
+    assert "pip install 'blobtee[cli]'" in capsys.readouterr().err
