@@ -216,27 +216,29 @@ def _fill_slot(stream: io.RawIOBase, slot: bytearray, limit: int) -> tuple[int, 
 
 def _pump(writer: Writer, provider: Provider, desc: Descriptor, progress: tasks.Progress) -> None:
     """Read in one thread, hash and write in this one."""
-    with tasks.Group(name="blobtee-copy") as group:
-        belt = _Belt(group.cancellation)
-        offset = writer.status.offset
+    group = tasks.Group(name="blobtee-copy")
+    belt = _Belt(group.cancellation)
+    offset = writer.status.offset
 
-        def read() -> None:
-            # The error travels on the belt, behind the bytes that came before it.
-            error: BaseException | None = None
-            try:
-                for filled in _slots(provider, desc, offset, belt.take_empty):
-                    belt.put_filled(filled)
-            except BaseException as caught:
-                error = caught
-            belt.end(error)
-
+    def read() -> None:
+        # The error travels on the belt, behind the bytes that came before it.
+        error: BaseException | None = None
         try:
+            for filled in _slots(provider, desc, offset, belt.take_empty):
+                belt.put_filled(filled)
+        except BaseException as caught:
+            error = caught
+        belt.end(error)
+
+    try:
+        with group:
             group.spawn(read)
             while (filled := belt.take_filled()) is not None:
                 _write(writer, filled, progress)
                 belt.put_empty(filled[0])
-        finally:
-            belt.leave()
+    finally:
+        # Not inside the group: when a write fails, leaving the group wakes the reader that waits for an empty slot.
+        belt.leave()
 
 
 class _Belt:

@@ -371,6 +371,40 @@ def test_a_full_disk_keeps_what_came_before(tmp_path: Path, monkeypatch: pytest.
         assert get(store, DATA) == DATA
 
 
+def test_a_full_disk_ends_the_copy_though_its_reader_waits_for_an_empty_slot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader_waits = threading.Event()
+
+    class Watched(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            if threading.current_thread().name.startswith("blobtee-copy"):
+                reader_waits.set()
+            return super().wait(timeout)
+
+    def full(fd: int, data: bytes, offset: int) -> int:
+        reader_waits.wait(10)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    outcome: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            copy(store, Source(), describe(DATA))
+        except BaseException as error:
+            outcome.append(error)
+
+    with LocalStore(tmp_path) as store:
+        monkeypatch.setattr(threading, "Condition", Watched)
+        monkeypatch.setattr(os, "pwrite", full)
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(20)
+        monkeypatch.undo()
+        assert [type(error) for error in outcome] == [StorageFull]
+        assert reader_waits.is_set()
+
+
 def test_a_slow_source_is_counted_and_kept_before_a_slot_is_full(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[copy_function.__module__], "INTERVAL", 0.0)
     source = Source()
