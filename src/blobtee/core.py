@@ -212,8 +212,9 @@ class Sha256:
         if type(data) is bytes:
             result = _lib.bt_sha256_update(self._context, data, len(data))
         else:
-            view = _readable(data)
-            result = _lib.bt_sha256_update(self._context, view, len(view))
+            # Let go of the buffer even when a signal raises in here: its owner could not release it otherwise.
+            with _readable(data) as view:
+                result = _lib.bt_sha256_update(self._context, view, len(view))
         if result:
             _fail(result, "Sha256.update")
 
@@ -244,6 +245,10 @@ class Sha256:
         if result:
             _fail(result, "Sha256.copy")
         return other
+
+    def __copy__(self) -> Sha256:
+        # Else copy.copy() would make two objects over one context.
+        return self.copy()
 
     @property
     def nbytes(self) -> int:
@@ -277,9 +282,9 @@ class Sha256:
         Raises InvalidArgument for bytes that are not such a state, are of another version, or are damaged. The check
         finds accidents, not forgery: whoever can write the state decides what the digest will be.
         """
-        view = _readable(state)
         restored = cls()
-        result = _lib.bt_sha256_restore(restored._context, view, len(view))
+        with _readable(state) as view:
+            result = _lib.bt_sha256_restore(restored._context, view, len(view))
         if result:
             _fail(result, "Sha256.from_state")
         return restored
@@ -351,8 +356,8 @@ def crc32c(data: ReadableBuffer, value: int = 0, /) -> int:
 
     The result is 0 <= crc < 2**32, and `value` must be; else OverflowError.
     """
-    view = _readable(data)
-    return int(_lib.bt_crc32c(value, view, len(view)))
+    with _readable(data) as view:
+        return int(_lib.bt_crc32c(value, view, len(view)))
 
 
 # ---- gzip, reading --------------------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import mmap
+import signal
 import threading
 from array import array
 from collections.abc import Callable, Iterator
@@ -319,3 +321,26 @@ def test_threads_with_their_own_objects() -> None:
     for thread in threads:
         thread.join()
     assert [digests[i] for i in range(4)] == [reference(piece) for piece in data]
+
+
+def test_an_interrupt_while_hashing_leaves_the_buffer_to_its_owner() -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt), memoryview(bytearray(64 << 20)) as view:
+            signal.setitimer(signal.ITIMER_REAL, 0.005)
+            while True:
+                Sha256().update(view)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_copy_by_the_copy_module_is_independent_too() -> None:
+    hasher = Sha256(b"a")
+    other = copy.copy(hasher)
+    other.update(b"b")
+    assert hasher.hexdigest() == hashlib.sha256(b"a").hexdigest()
+    assert other.hexdigest() == hashlib.sha256(b"ab").hexdigest()
