@@ -327,12 +327,16 @@ def test_an_interrupt_while_hashing_leaves_the_buffer_to_its_owner() -> None:
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        with pytest.raises(KeyboardInterrupt), memoryview(bytearray(64 << 20)) as view:
+    def hash_until_interrupted() -> None:
+        with memoryview(bytearray(64 << 20)) as view:
             signal.setitimer(signal.ITIMER_REAL, 0.005)
             while True:
                 Sha256().update(view)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            hash_until_interrupted()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
