@@ -30,6 +30,8 @@ T = TypeVar("T")
 _PLAIN_READ = 1 << 20
 _TLS_READ = 64 << 10
 _TICK = 0.05
+SLOWEST = 1 << 10
+"""Bytes a second below which a body, down or up, counts as standing still."""
 
 _answer_time: contextvars.ContextVar[float | None] = contextvars.ContextVar("blobtee_answer_time", default=None)
 
@@ -65,16 +67,19 @@ class Stream(httpcore.NetworkStream):
         return data
 
     def fill(self, view: memoryview, timeout: float) -> int:
-        """Read into `view` until it is full or the connection ends; `timeout` is for each piece that comes.
+        """Read into `view` until it is full, the connection ends, or `timeout` seconds are over and something came.
 
         An error after the first piece is kept for the next call, which meets it again.
         """
         got = 0
+        end = time.monotonic() + timeout
 
         def receive() -> int:
             nonlocal got
             while got < len(view) and (n := self._sock.recv_into(view[got:])):
                 got += n
+                if time.monotonic() >= end:
+                    break
             return got
 
         # One registration for the whole of it: under TLS a piece has 16 KiB at most.
@@ -87,12 +92,20 @@ class Stream(httpcore.NetworkStream):
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         view = memoryview(buffer)
+        since, moved = time.monotonic(), 0
         while view:
 
             def send(piece: memoryview = view) -> int:
                 return self._sock.send(piece)
 
-            view = view[self._io(send, timeout, httpcore.WriteTimeout, httpcore.WriteError) :]
+            n = self._io(send, timeout, httpcore.WriteTimeout, httpcore.WriteError)
+            view = view[n:]
+            moved += n
+            now = time.monotonic()
+            if timeout is not None and now - since >= timeout:
+                if view and moved < timeout * SLOWEST:
+                    raise httpcore.WriteTimeout("timed out")  # Who takes a byte now and then stands still too.
+                since, moved = now, 0
         self._asked = time.monotonic()
         self.tail = b""
 

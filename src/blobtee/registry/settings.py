@@ -13,7 +13,8 @@ class Settings:
 
     `connect` bounds reaching a host, its name look-up and TLS handshake included. `answer` bounds the wait from the
     end of a request to the end of the answer's headers, `commit` the same after the last byte of an upload. `stall`
-    is how long a body may stand still before the connection is given up and the rest asked for anew. `document`
+    is how long a body may stand still, or bring less than 1 KiB a second, before the connection is given up and the
+    rest asked for anew. `document`
     bounds the whole body of a manifest, a list or an error.
 
     `patience` is how long a body, down or up, is tried again without progress; `attempts` is how often anything

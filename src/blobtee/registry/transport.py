@@ -22,7 +22,7 @@ import httpx
 from blobtee import tasks
 from blobtee._version import __version__
 from blobtee.errors import Closed, ConnectionFailed, InvalidArgument, ProtocolViolation, TooLarge
-from blobtee.registry.network import Backend, Stream, awaiting_answer
+from blobtee.registry.network import SLOWEST, Backend, Stream, awaiting_answer
 from blobtee.registry.proxies import Proxies
 from blobtee.registry.settings import Settings
 
@@ -120,6 +120,8 @@ class Answer:
         self._closed = False
         self._tail = b""
         self._failure: ConnectionFailed | ProtocolViolation | None = None
+        self._waited = 0.0
+        self._came = 0
         self.received = 0
         stated = self._headers.get("content-length")  # The parser has checked it and refuses two that differ.
         self.length = None if stated is None or self._chunked else int(stated)
@@ -147,9 +149,7 @@ class Answer:
         before = self.received
         try:
             while view and not self._ended:
-                n = self._unread(view) if self._rest else self._receive(view)
-                view = view[n:]
-                self.received += n
+                view = view[self._piece(view) :]
         except (ConnectionFailed, ProtocolViolation) as error:
             if self.received == before:
                 raise
@@ -159,17 +159,16 @@ class Answer:
     def read(self, limit: int) -> bytes:
         """The whole body; `TooLarge` beyond `limit` bytes, `ConnectionFailed` when it takes too long."""
         deadline = time.monotonic() + self._settings.document
-        pieces: list[bytes] = []
-        total = 0
+        body = bytearray()
         buffer = memoryview(bytearray(64 << 10))
-        while n := self.readinto(buffer[: min(len(buffer), limit + 1 - total)]):
-            pieces.append(bytes(buffer[:n]))
-            total += n
-            if total > limit:
+        # Piece by piece, not `readinto`: that would wait for a full buffer before the clock is looked at.
+        while not self._ended:
+            body += buffer[: self._piece(buffer[: limit + 1 - len(body)])]
+            if len(body) > limit:
                 raise TooLarge(f"{self.url.netloc} answered with more than {limit} bytes")
             if time.monotonic() > deadline:
                 raise ConnectionFailed(f"{self.url.netloc} sends too slowly")
-        return b"".join(pieces)
+        return bytes(body)
 
     def close(self) -> None:
         if not self._closed:
@@ -178,6 +177,20 @@ class Answer:
             self._rest = memoryview(b"")
             with suppress(httpcore.NetworkError):
                 self._response.close()
+
+    def _piece(self, view: memoryview) -> int:
+        n = self._unread(view) if self._rest else self._receive(view)
+        self.received += n
+        return n
+
+    def _pace(self, started: float, nbytes: int) -> None:
+        """Count a wait that began at `started`; a body that trickles is as good as one that stands still."""
+        self._waited += time.monotonic() - started
+        self._came += nbytes
+        if self._waited >= self._settings.stall:
+            if self._came < self._waited * SLOWEST:
+                raise ConnectionFailed(f"{self.url.netloc} sends too slowly")
+            self._waited, self._came = 0.0, 0
 
     def _unread(self, view: memoryview) -> int:
         n = min(len(view), len(self._rest))
@@ -189,6 +202,7 @@ class Answer:
 
     def _receive(self, view: memoryview) -> int:
         length = self.length
+        started = time.monotonic()
         if self._taken and self._stream is not None and length is not None:
             with self._mapped():
                 n = self._stream.fill(view[: length - self.received], self._settings.stall)
@@ -196,12 +210,15 @@ class Answer:
                 raise ConnectionFailed(f"{self.url.netloc} broke off after {self.received} of {length} bytes")
             if self.received + n == length:
                 self._ended = True
+            else:
+                self._pace(started, n)
             return n
         with self._mapped():
             chunk = next(self._chunks, None)
         if chunk is None:
             self._finish()
             return 0
+        self._pace(started, len(chunk))
         self._tail = (self._tail + chunk)[-4:] if len(chunk) < 4 else chunk[-4:]
         n = min(len(view), len(chunk))
         view[:n] = chunk[:n]
