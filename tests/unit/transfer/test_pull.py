@@ -24,9 +24,9 @@ from blobtee.errors import (
 )
 from blobtee.oci import Compressed, Descriptor
 from blobtee.registry import Registry
-from blobtee.testing import Answer, MemoryRegistry, Request, image, index, layer
+from blobtee.testing import Answer, Generated, MemoryRegistry, Request, image, index, layer
 from blobtee.testing.images import Files
-from blobtee.transfer import open_image, pull
+from blobtee.transfer import open_image, pull, verify
 
 FILES: list[Files] = [
     {"etc": None, "etc/name": b"base" * 1000},
@@ -228,6 +228,7 @@ LIES: dict[str, Answer] = {
     "too short": Answer(body=b"x" * 100),
     "too long": Answer(headers={"Content-Length": None, "Transfer-Encoding": None}, body=b"x" * 9000),
     "an error": Answer(500, body=b"oops"),
+    "an error page of 10 GB": Answer(403, body=Generated(10 << 30)),
     "not there": Answer(404),
     "forbidden": Answer(403),
     "an endless redirect": Answer(307, {"Location": "/v2/team/app/blobs/again"}),
@@ -248,6 +249,42 @@ def test_a_registry_that_lies_about_a_layer_gets_an_error_and_the_store_stays_cl
     server.faults.clear()
     with pull(name, store, registry=client) as pulled, pulled.open("f") as file:
         assert file.read() == bytes(range(256)) * 10
+
+
+def test_a_registry_that_ignores_ranges_after_a_break_costs_bytes_but_never_wrong_ones(
+    server: MemoryRegistry, client: Registry, store: LocalStore
+) -> None:
+    source = image([layer({"f": Generated(3_000_000).read()}, compression=Compressed.NONE)])
+    name = source.push(server, "team/app")
+    answers = [Answer(cut=2_000_000), Answer(ignore_range=True)]
+    server.fault(lambda request: answers.pop(0) if request.kind == "blob" and answers else None)
+    pull(name, store, registry=client).close()
+    assert answers == []
+    assert verify(store).good
+    assert source.layers[0].descriptor.digest in digests(store)
+
+
+def test_a_token_that_expires_in_the_middle_of_a_layer_is_renewed(client: Registry, store: LocalStore) -> None:
+    source = image([layer({"f": Generated(3_000_000).read()}, compression=Compressed.NONE)])
+    with MemoryRegistry(users={}, anonymous_pull=True) as server:
+        name = source.push(server, "team/app")
+        ranges: list[str] = []
+
+        @server.fault
+        def expire(request: Request) -> Answer | None:
+            if request.kind != "blob":
+                return None
+            ranges.append(request.headers.get("range", ""))
+            if len(ranges) == 1:
+                return Answer(cut=1_000_000)
+            if len(ranges) == 2:
+                server.expire_tokens()
+            return None
+
+        pull(name, store, registry=client).close()
+        assert [entry.status for entry in server.entries("GET", "blob")] == [200, 401, 206]
+        assert ranges[1] == ranges[2] != ""
+    assert verify(store).good
 
 
 def test_a_lying_config_is_refused(server: MemoryRegistry, client: Registry, store: LocalStore) -> None:
