@@ -1,4 +1,4 @@
-"""A relay between a client and a server: what really crossed the wire is counted here."""
+"""A relay between a client and a server: it counts what really crossed the wire, and breaks connections off."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Literal
+
+Direction = Literal["up", "down"]
 
 
 class Relay:
-    """Passes connections on to a port of loopback. `down` counts the bytes that clients were given.
+    """Passes connections on to a port of loopback. `moved` counts bytes: up to the server, down to clients.
 
-    `at` bytes into that, `then` is called once, in the thread that passes them on.
+    Numbers put into `cuts` break connections off: the first that would pass the first number of bytes in that
+    direction, then the first that would pass the second, and so on. `then` is called once, when `at` bytes went down,
+    in the thread that passes them on.
     """
 
     def __init__(self, target: int, at: int = 0, then: Callable[[], object] | None = None) -> None:
-        self.down = 0
+        self.moved: dict[Direction, int] = {"up": 0, "down": 0}
+        self.cuts: dict[Direction, list[int]] = {"up": [], "down": []}
         self._target = target
         self._at = at
         self._then = then
@@ -55,26 +61,40 @@ class Relay:
                 client.shutdown(socket.SHUT_RDWR)
                 continue
             self._sockets.append(server)
-            for source, sink, counted in ((client, server, False), (server, client, True)):
-                thread = threading.Thread(target=self._pass_on, args=(source, sink, counted))
+            ways: tuple[tuple[Direction, socket.socket, socket.socket], ...] = (
+                ("up", client, server),
+                ("down", server, client),
+            )
+            for way in ways:
+                thread = threading.Thread(target=self._pass_on, args=way)
                 self._threads.append(thread)
                 thread.start()
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
+    def _pass_on(self, direction: Direction, source: socket.socket, sink: socket.socket) -> None:
+        passed = 0
         with suppress(OSError):
             while data := source.recv(64 << 10):
+                if self._breaks(direction, passed + len(data)):
+                    break
                 sink.sendall(data)
-                if counted:
-                    self._count(len(data))
+                passed += len(data)
+                self._count(direction, len(data))
         for sock in (source, sink):
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
-    def _count(self, nbytes: int) -> None:
+    def _breaks(self, direction: Direction, passed: int) -> bool:
         with self._lock:
-            self.down += nbytes
-            then = self._then if self._then is not None and self.down >= self._at else None
-            if then is not None:
-                self._then = None
+            places = self.cuts[direction]
+            if not places or passed < places[0]:
+                return False
+            places.pop(0)
+            return True
+
+    def _count(self, direction: Direction, nbytes: int) -> None:
+        with self._lock:
+            self.moved[direction] += nbytes
+            due = self._then is not None and self.moved["down"] >= self._at
+            then, self._then = (self._then, None) if due else (None, self._then)
         if then is not None:
             then()

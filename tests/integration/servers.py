@@ -8,10 +8,9 @@ import re
 import shutil
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,60 +112,3 @@ def running_registry(folder: Path) -> Iterator[DockerRegistry]:
         yield registry
     finally:
         registry.stop()
-
-
-class Breaking:
-    """Passes bytes on to a server, and cuts the nth connection after so many bytes in one direction."""
-
-    def __init__(self, target: int, cuts: dict[str, list[int]]) -> None:
-        self.cuts = cuts
-        self.moved = {"up": 0, "down": 0}
-        self._target = target
-        self._lock = threading.Lock()
-        self._sockets: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.host = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._threads[0].join()
-        for sock in self._sockets:
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
-        for sock in self._sockets:
-            sock.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            far = socket.create_connection(("127.0.0.1", self._target))
-            self._sockets += [near, far]
-            for name, source, sink in (("up", near, far), ("down", far, near)):
-                thread = threading.Thread(target=self._pass, args=(name, source, sink))
-                self._threads.append(thread)
-                thread.start()
-
-    def _pass(self, name: str, source: socket.socket, sink: socket.socket) -> None:
-        moved = 0
-        with suppress(OSError):
-            while data := source.recv(64 << 10):
-                with self._lock:
-                    cut = self.cuts[name][0] if self.cuts[name] else None
-                    if cut is not None and moved + len(data) >= cut:
-                        self.cuts[name].pop(0)
-                        break
-                    self.moved[name] += len(data)
-                moved += len(data)
-                sink.sendall(data)
-        for sock in (source, sink):
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,37 +13,16 @@ from blobtee import tasks
 from blobtee.content import LocalStore
 from blobtee.errors import Cancelled
 from blobtee.oci import Compressed
-from blobtee.registry import Hosts, NoCredentials, Registry, Settings
+from blobtee.registry import Registry
 from blobtee.testing import Generated, ImageSource, Layer, image, layer
 from blobtee.transfer import copy, open_image, pull, push, verify
 from tests.integration.relay import Relay
-from tests.integration.servers import DockerRegistry, running_registry
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[DockerRegistry]:
-    with running_registry(tmp_path / "registry") as registry:
-        yield registry
-
-
-@pytest.fixture
-def client() -> Iterator[Registry]:
-    settings = Settings(backoff=0.1, patience=20)
-    with Registry(hosts=Hosts(()), credentials=NoCredentials(), settings=settings, environ={}) as registry:
-        yield registry
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[LocalStore]:
-    with LocalStore(tmp_path / "store") as opened:
-        yield opened
+from tests.integration.servers import DockerRegistry, tool
 
 
 def skopeo(*arguments: str) -> str:
-    if shutil.which("skopeo") is None:
-        pytest.skip("skopeo is not installed")
     done = subprocess.run(
-        ["skopeo", "--insecure-policy", *arguments], capture_output=True, text=True, timeout=120, check=False
+        [tool("skopeo"), "--insecure-policy", *arguments], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -190,13 +167,13 @@ def test_a_registry_that_dies_at_seventy_percent_and_comes_back_costs_one_percen
     deaths: list[int] = []
 
     def die_and_come_back() -> None:
-        deaths.append(relay.down)
+        deaths.append(relay.moved["down"])
         server.stop()
         server.start()
 
     with Relay(server.port, int(0.7 * size), die_and_come_back) as relay:
         pull(f"{relay.host}/team/app:v1", store, registry=client).close()
-        moved = relay.down
+        moved = relay.moved["down"]
     assert [0.7 * size <= down <= 0.75 * size for down in deaths] == [True]
     assert verify(store).good
     assert size < moved <= 1.01 * size

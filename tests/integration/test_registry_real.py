@@ -6,16 +6,16 @@ import json
 import random
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from blobtee.content.api import ReaderAt
 from blobtee.errors import NotFound
 from blobtee.oci import Descriptor, Digest, Manifest, mediatypes
-from blobtee.registry import Hosts, NoCredentials, Registry, Settings
+from blobtee.registry import Registry
 from blobtee.registry.fetcher import DocumentReader
-from tests.integration.servers import Breaking, DockerRegistry, running_registry
+from tests.integration.relay import Relay
+from tests.integration.servers import DockerRegistry
 
 DATA = random.Random(1).randbytes(12_345_678)
 BLOB = Descriptor(mediatypes.OCI_LAYER, Digest.of(DATA), len(DATA))
@@ -27,23 +27,9 @@ class Bytes:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[DockerRegistry]:
-    with running_registry(tmp_path / "registry") as registry:
-        yield registry
-
-
-@pytest.fixture
-def client() -> Iterator[Registry]:
-    settings = Settings(backoff=0.1, patience=20)
-    with Registry(hosts=Hosts(()), credentials=NoCredentials(), settings=settings, environ={}) as registry:
-        yield registry
-
-
-@pytest.fixture
-def breaking(server: DockerRegistry) -> Iterator[Breaking]:
-    proxy = Breaking(server.port, {"up": [], "down": []})
-    yield proxy
-    proxy.close()
+def relay(server: DockerRegistry) -> Iterator[Relay]:
+    with Relay(server.port) as between:
+        yield between
 
 
 def image(repository_name: str, client: Registry) -> Manifest:
@@ -99,28 +85,26 @@ def test_many_tags_come_in_pages(server: DockerRegistry, client: Registry) -> No
     assert sorted(repository.tags()) == [*(f"t{number:02}" for number in range(30)), "v1"]
 
 
-def test_an_upload_cut_three_times_is_right_in_the_end(
-    server: DockerRegistry, client: Registry, breaking: Breaking
-) -> None:
+def test_an_upload_cut_three_times_is_right_in_the_end(server: DockerRegistry, client: Registry, relay: Relay) -> None:
     # This registry keeps the offset in the upload's address and forgets an upload that broke off within a body
     # ("upload resumed at wrong offset"), so each time it begins anew; resuming is tested on a scripted server.
-    breaking.cuts["up"] = [5_000_000, 3_000_000, 1_000_000]
-    assert client.repository(f"{breaking.host}/team/app").push(BLOB, Bytes()).how == "uploaded"
+    relay.cuts["up"] = [5_000_000, 3_000_000, 1_000_000]
+    assert client.repository(f"{relay.host}/team/app").push(BLOB, Bytes()).how == "uploaded"
     with client.repository(f"{server.host}/team/app").reader_at(BLOB) as reader:
         assert reader.read_at(0, len(DATA)) == DATA
-    assert breaking.cuts["up"] == []
+    assert relay.cuts["up"] == []
 
 
 def test_a_download_cut_three_times_moves_every_byte_once(
-    server: DockerRegistry, client: Registry, breaking: Breaking
+    server: DockerRegistry, client: Registry, relay: Relay
 ) -> None:
     client.repository(f"{server.host}/team/app").push(BLOB, Bytes())
-    breaking.cuts["down"] = [5_000_000, 3_000_000, 1_000_000]
-    with client.repository(f"{breaking.host}/team/app").reader_at(BLOB) as reader, reader.open() as file:
+    relay.cuts["down"] = [5_000_000, 3_000_000, 1_000_000]
+    with client.repository(f"{relay.host}/team/app").reader_at(BLOB) as reader, reader.open() as file:
         buffer = bytearray(len(DATA))
         assert file.readinto(buffer) == len(DATA)
     assert buffer == DATA
-    assert breaking.moved["down"] <= 1.01 * len(DATA)
+    assert relay.moved["down"] <= 1.01 * len(DATA)
 
 
 def test_a_registry_killed_at_70_percent_and_started_again(server: DockerRegistry, client: Registry) -> None:

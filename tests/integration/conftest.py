@@ -1,0 +1,31 @@
+"""A real registry, a client that loses no time, and a store, for each test that asks for one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from blobtee.content import LocalStore
+from blobtee.registry import Hosts, NoCredentials, Registry, Settings
+from tests.integration.servers import DockerRegistry, running_registry
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[DockerRegistry]:
+    with running_registry(tmp_path / "registry") as registry:
+        yield registry
+
+
+@pytest.fixture
+def client() -> Iterator[Registry]:
+    settings = Settings(backoff=0.1, patience=20)
+    with Registry(hosts=Hosts(()), credentials=NoCredentials(), settings=settings, environ={}) as registry:
+        yield registry
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[LocalStore]:
+    with LocalStore(tmp_path / "store") as opened:
+        yield opened
