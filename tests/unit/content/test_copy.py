@@ -390,11 +390,11 @@ def test_a_full_disk_ends_the_copy_though_its_reader_waits_for_an_empty_slot(
 
     def run() -> None:
         try:
-            copy(store, Source(), describe(DATA))
+            copy(small, Source(), describe(DATA))
         except BaseException as error:
             outcome.append(error)
 
-    with LocalStore(tmp_path) as store:
+    with LocalStore(tmp_path) as small:
         monkeypatch.setattr(threading, "Condition", Watched)
         monkeypatch.setattr(os, "pwrite", full)
         thread = threading.Thread(target=run, daemon=True)
