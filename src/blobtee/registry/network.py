@@ -54,6 +54,9 @@ class Stream(httpcore.NetworkStream):
         self._read_size = _TLS_READ if isinstance(sock, ssl.SSLSocket) else _PLAIN_READ
         self._asked = time.monotonic()
         self._retired = False
+        self._lock = threading.Lock()
+        self._busy = False
+        self._closed = False
         self.tail = b""
         """The last bytes, four at most, that `read` gave since the last write."""
 
@@ -129,7 +132,17 @@ class Stream(httpcore.NetworkStream):
         return stream
 
     def close(self) -> None:
-        self._sock.close()
+        """Close; a thread that waits in the connection wakes up and fails, and closes it then.
+
+        Closing under its hands would leave it waiting, and might hand it the next file of the same number.
+        """
+        with self._lock:
+            self._closed = True
+            busy = self._busy
+        if busy:
+            self._interrupt()
+        else:
+            self._sock.close()
 
     def retire(self) -> None:
         """Keep this connection from being used for another request: there may be left-overs in it."""
@@ -159,6 +172,10 @@ class Stream(httpcore.NetworkStream):
         cancellation = tasks.current()
         if timeout is not None and timeout <= 0:
             raise timed_out("timed out")
+        with self._lock:
+            if self._closed:
+                raise failed("closed")
+            self._busy = True
         forget = cancellation.on_cancel(self._interrupt)
         try:
             self._sock.settimeout(timeout)
@@ -171,8 +188,15 @@ class Stream(httpcore.NetworkStream):
             raise failed(_reason(error)) from error
         finally:
             forget()
+            self._rest()
         cancellation.check()  # A socket that was shut reads as ended.
         return result
+
+    def _rest(self) -> None:
+        with self._lock:
+            self._busy = False
+            if self._closed:
+                self._sock.close()
 
     def _interrupt(self) -> None:
         # Not SSLSocket.shutdown, which takes the TLS state from under the thread that uses it.

@@ -299,6 +299,8 @@ class Transport:
             public = _public(error, url, proxy)
             if public is error:
                 raise
+            if self._closed and isinstance(public, ConnectionFailed):
+                raise Closed("the registry client was closed meanwhile") from error
             raise public from error
         finally:
             _sending.reset(token)

@@ -14,7 +14,7 @@ import httpcore
 import pytest
 
 from blobtee import tasks
-from blobtee.errors import ConnectionFailed, PermissionDenied
+from blobtee.errors import Closed, ConnectionFailed, PermissionDenied
 from blobtee.oci import Descriptor, Digest
 from blobtee.registry.network import Stream
 from tests.unit.registry.conftest import QUICK, Connect, Serve
@@ -109,4 +109,33 @@ class Narrow(socket.socket):
 def test_an_upload_that_is_taken_byte_by_byte_is_given_up() -> None:
     ours, theirs = socket.socketpair()
     with theirs, Narrow(fileno=ours.detach()) as narrow, pytest.raises(httpcore.WriteTimeout):
-        Stream(narrow).write(bytes(100), timeout=0.1)
+        Stream(narrow).write(bytes(40), timeout=0.1)
+
+
+# Closing the client under a waiting thread
+
+
+def test_closing_the_client_wakes_who_waits_for_a_body(serve: Serve, connect: Connect) -> None:
+    registry = connect(settings=replace(QUICK, stall=60.0, patience=60.0))
+
+    def script(asked: Asked, wire: Wire) -> None:
+        wire.send(f"HTTP/1.1 200 X\r\nContent-Length: {SIZE}\r\n\r\n".encode() + bytes(1000))
+        registry.close()
+        wire.silence()
+
+    server = serve(script)
+    with within(8), registry.repository(f"{server.host}/a/b").reader_at(DESC) as reader, reader.open() as file:
+        with pytest.raises(Closed):
+            file.readall()
+
+
+def test_closing_the_client_wakes_who_waits_for_an_answer(serve: Serve, connect: Connect) -> None:
+    registry = connect(settings=replace(QUICK, answer=60.0))
+
+    def script(asked: Asked, wire: Wire) -> None:
+        registry.close()
+        wire.silence()
+
+    server = serve(script)
+    with within(8), pytest.raises(Closed):
+        registry.repository(f"{server.host}/a/b:c").document()
