@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import cast
+from urllib.parse import urlencode
 
 import httpcore
 import httpx
@@ -92,8 +93,9 @@ class Url:
         return host if self.port == (443 if self.scheme == "https" else 80) else f"{host}:{self.port}"
 
     def with_query(self, **values: str) -> Url:
-        """A copy with `values` set in the query; everything else in it stays."""
-        return Url.parse(str(httpx.URL(self.text).copy_merge_params(values)))
+        """A copy with `values` added to the query. What is there stays as it is, letter by letter: it may be signed."""
+        joint = "&" if "?" in self.text else "?"
+        return Url.parse(f"{self.text}{joint}{urlencode(values)}")
 
     def __str__(self) -> str:
         shown = f"{self.scheme}://{self.netloc}{self.path}"

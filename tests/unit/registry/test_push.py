@@ -349,3 +349,18 @@ def test_progress_of_an_upload_ends_at_its_size(serve: Serve, connect: Connect) 
         push(connect(), serve(Uploads()))
     assert events[-1].current == events[-1].total == len(DATA)
     assert events[-1].completed is not None
+
+
+def test_an_upload_location_is_used_letter_by_letter(serve: Serve, connect: Connect) -> None:
+    state = "/up?b=~%7e+%2B&flag&a=1&b=2"
+
+    def script(asked: Asked, wire: Wire) -> None:
+        if asked.method == "POST":
+            wire.answer(202, {"Location": state})
+        else:
+            wire.answer(404 if asked.method == "HEAD" else 201)
+
+    server = serve(script)
+    assert push(connect(), server)[0] == "uploaded"
+    [put] = server.asked("PUT")
+    assert put.target.startswith(f"{state}&digest=sha256")
