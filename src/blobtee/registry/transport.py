@@ -73,14 +73,17 @@ class Url:
             if len(text) > _MAX_URL:
                 raise httpx.InvalidURL("too long")
             url = httpx.URL(text) if base is None else httpx.URL(base.text).join(text)
+            host = url.host  # Decodes an international name, and fails where it is none.
         except (httpx.InvalidURL, ValueError, TypeError):
             raise ProtocolViolation("an address that is not a URL") from None
-        if url.scheme not in ("http", "https") or not url.host:
+        if url.scheme not in ("http", "https") or not host:
             raise ProtocolViolation(f"an address that is neither http nor https: {url.scheme[:20]!r}")
         if url.userinfo:
-            raise ProtocolViolation(f"an address with a user name in it, on host {url.host[:200]}")
-        port = url.port or (443 if url.scheme == "https" else 80)
-        return cls(str(url.copy_with(fragment=None)), url.scheme, url.host, port, url.path)
+            raise ProtocolViolation(f"an address with a user name in it, on host {host[:200]}")
+        port = (443 if url.scheme == "https" else 80) if url.port is None else url.port
+        if not 0 < port < 1 << 16:
+            raise ProtocolViolation(f"an address with an impossible port, {str(port)[:20]}, on host {host[:200]}")
+        return cls(str(url.copy_with(fragment=None)), url.scheme, host, port, url.path)
 
     @property
     def origin(self) -> tuple[str, str, int]:
@@ -347,10 +350,15 @@ class _Pool(httpx.BaseTransport):
                 network_backend=backend,
             )
             return
-        url = httpx.URL(proxy)
+        try:
+            url = httpx.URL(proxy)
+            at = Url.parse(f"{url.scheme}://{url.netloc.decode('ascii')}/")
+        except (httpx.InvalidURL, ValueError, ProtocolViolation):
+            # Not repeated: it may have a password in it.
+            raise InvalidArgument("HTTP_PROXY or HTTPS_PROXY is set to something that is not a URL") from None
         self._pool = httpcore.HTTPProxy(
-            proxy_url=str(url.copy_with(username="", password="", path="/")),
-            proxy_auth=(url.username, url.password) if url.userinfo else None,
+            proxy_url=at.text,
+            proxy_auth=(url.username.encode(), url.password.encode()) if url.userinfo else None,
             ssl_context=context,
             proxy_ssl_context=proxy_context,
             max_connections=None,

@@ -217,7 +217,18 @@ def test_redirects_are_followed_and_bounded(serve: Serve, connect: Connect) -> N
 
 
 @pytest.mark.parametrize(
-    "location", ["ftp://x/y", "http://", "http://user:pass@x/", "http://[zz]/", "\x01:", "file:///etc/passwd"]
+    "location",
+    [
+        "ftp://x/y",
+        "http://",
+        "http://user:pass@x/",
+        "http://[zz]/",
+        "\x01:",
+        "file:///etc/passwd",
+        "http://127.0.0.1:99999999/",
+        "http://127.0.0.1:0/",
+        "http://xn--zzzz/",
+    ],
 )
 def test_redirects_to_nowhere_are_refused(serve: Serve, connect: Connect, location: str) -> None:
     with pytest.raises(ProtocolViolation):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import random
 import socket
 import ssl
 import threading
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from blobtee.errors import Cancelled, ConnectionFailed, InvalidArgument, Invalid
 from blobtee.oci import Descriptor, Digest
 from blobtee.registry import Credential, Hosts, Settings
 from blobtee.registry.proxies import Proxies
-from tests.unit.registry.conftest import Connect, Serve
+from tests.unit.registry.conftest import QUICK, Connect, Serve
 from tests.unit.registry.scripted import Asked, Server, Wire, blob_script
 from tests.unit.registry.test_documents import DIGEST, HEAD, RAW, manifest
 
@@ -346,6 +349,24 @@ def test_a_proxy_of_another_kind_is_refused_and_none_shows_its_password() -> Non
     assert "s3cr3t" not in repr(Proxies.from_environment({"HTTPS_PROXY": "http://u:s3cr3t@x"}))
 
 
+@pytest.mark.parametrize(
+    "proxy", ["http://ann:s3cr3t@[::1", "http://ann:s3cr3t@x:99999", "http://", "ann:s3cr3t@x/\x01"]
+)
+def test_a_proxy_that_is_no_url_is_told_without_its_password(connect: Connect, proxy: str) -> None:
+    registry = connect(environ={"https_proxy": proxy})
+    with pytest.raises(InvalidArgument, match="HTTPS_PROXY") as caught:
+        registry.repository("r.example/a/b").resolve()
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_a_proxy_takes_a_password_of_any_letters(serve: Serve, connect: Connect) -> None:
+    proxy = serve(manifest())
+    environ = {"http_proxy": f"http://änn:p%40ß@{proxy.host}"}
+    connect(hosts=Hosts((), plain_http=["r.example"]), environ=environ).repository("r.example/a/b:c").document()
+    sent = proxy.requests[0].headers["proxy-authorization"].removeprefix("Basic ")
+    assert base64.b64decode(sent).decode() == "änn:p@ß"
+
+
 def test_plain_requests_go_through_the_proxy(serve: Serve, connect: Connect) -> None:
     proxy = serve(manifest())
     registry = connect(hosts=Hosts((), plain_http=["r.example"]), environ={"http_proxy": f"http://u:pw@{proxy.host}"})
@@ -369,3 +390,49 @@ def test_tls_requests_tunnel_through_the_proxy(
     with pytest.raises(ConnectionFailed, match="proxy") as caught:
         registry.repository(f"localhost.example:{server.port}/a/b").resolve()
     assert proxy.host in str(caught.value)
+
+
+@pytest.mark.parametrize("takeover", [1 << 10, 1 << 30])
+def test_a_tunnel_carries_documents_and_large_bodies(
+    serve: Serve, connect: Connect, authority: trustme.CA, ca_file: str, takeover: int
+) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("r.example").configure_cert(tls)
+    data = random.Random(1).randbytes(3 << 20)
+    documents, blob = manifest(), blob_script(data)
+    server = serve(lambda asked, wire: (blob if "/blobs/" in asked.target else documents)(asked, wire), tls=tls)
+
+    def tunnel(asked: Asked, wire: Wire) -> None:
+        assert asked.method == "CONNECT"
+        wire.send(b"HTTP/1.1 200 Connected\r\n\r\n")
+        with socket.create_connection(("127.0.0.1", server.port)) as far:
+            up = threading.Thread(target=pump, args=(wire.sock, far))
+            up.start()
+            pump(far, wire.sock)
+            up.join()
+        wire.drop()
+
+    proxy = serve(tunnel)
+    registry = connect(
+        environ={"https_proxy": proxy.url.replace("//", "//ann:pw@"), "SSL_CERT_FILE": ca_file},
+        settings=replace(QUICK, takeover=takeover),
+    )
+    repository = registry.repository("r.example/a/b:c")
+    desc = Descriptor("x", Digest.of(data), len(data))
+    for _ in range(2):
+        assert repository.document().digest == DIGEST
+        with repository.reader_at(desc) as reader, reader.open() as file:
+            assert file.readall() == data
+    registry.close()  # Before the proxy, which would wait for the tunnels that are kept open.
+    assert {asked.target for asked in proxy.requests} == {"r.example:443"}
+    assert all("proxy-authorization" in asked.headers for asked in proxy.requests)
+    assert all("proxy-authorization" not in asked.headers for asked in server.requests)
+    assert len(proxy.requests) == (2 if takeover == 1 << 10 else 1)
+
+
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while piece := source.recv(1 << 16):
+            sink.sendall(piece)
+    with suppress(OSError):
+        sink.shutdown(socket.SHUT_WR)
