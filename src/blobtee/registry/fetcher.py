@@ -282,8 +282,11 @@ class BlobReader(ReaderAt):
     def _begin(self, start: int, end: int) -> Body:
         """A body from the first host that gives one. Hosts that broke a rule are not asked again by this reader."""
         transient: Transient | None = None
+        final: BlobteeError | None = None
         for source in self._sources:
-            if source.failure is not None:
+            # Looked at once: another thread of this reader may take the note back at any time.
+            if (known := source.failure) is not None:
+                final = known
                 continue
             try:
                 return source.body(start, end)
@@ -292,14 +295,13 @@ class BlobReader(ReaderAt):
             except (Cancelled, Closed):
                 raise
             except BlobteeError as error:
-                source.failure = error
+                final = source.failure = error
         if transient is not None:
             raise transient
-        failure_of_last = self._sources[-1].failure
-        assert failure_of_last is not None
+        assert final is not None  # There is one source at least.
         for source in self._sources:
             source.failure = None  # A later call may find better days, or a sign-in done meanwhile.
-        raise failure_of_last
+        raise final
 
     def _fill_spool(self, body: Body, retry: Retry) -> None:
         while not self._lock.acquire(timeout=0.1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from typing import cast
 
 import pytest
 
@@ -24,6 +25,7 @@ from blobtee.errors import (
 )
 from blobtee.oci import Descriptor, Digest
 from blobtee.registry import Registry, Settings
+from blobtee.registry.fetcher import BlobReader, Source
 from tests.unit.registry.conftest import QUICK, Connect, Serve
 from tests.unit.registry.scripted import Asked, Server, Wire, blob_script
 
@@ -519,3 +521,22 @@ def test_no_more_than_the_allowed_downloads_run_at_once(serve: Serve, connect: C
         for start in range(16):
             group.spawn(blob.read_at, start * 100, 100)
     assert 2 <= most <= QUICK.downloads
+
+
+def test_two_threads_that_fail_at_once_both_get_the_error() -> None:
+    class Forgotten:
+        """Failed when the reader looks, and forgiven by another thread right after."""
+
+        looks = 0
+
+        @property
+        def failure(self) -> NotFound | None:
+            self.looks += 1
+            return NotFound("gone") if self.looks == 1 else None
+
+        @failure.setter
+        def failure(self, error: NotFound | None) -> None:
+            pass
+
+    with BlobReader(cast(list[Source], [Forgotten()]), DESC, QUICK) as reader, pytest.raises(NotFound):
+        reader.read_at(0, 1)
