@@ -401,6 +401,15 @@ def test_a_broken_file_is_named_and_not_quoted(tmp_path: Path, text: str) -> Non
     assert "s3cr3t" not in str(caught.value)
 
 
+def test_a_file_that_cannot_be_read_matters_only_when_no_other_knows(tmp_path: Path) -> None:
+    (tmp_path / "auth.json").mkdir()  # What container tools make of a missing file that they mount.
+    credentials = FileCredentials({"HOME": str(tmp_path), "REGISTRY_AUTH_FILE": str(tmp_path / "auth.json")})
+    with pytest.raises(Unauthenticated, match=r"auth\.json"):
+        credentials.get("r.example", "x")
+    config(tmp_path / ".docker" / "config.json", auths={"r.example": auth("ann", "pw")})
+    assert found(credentials, "r.example") == ("ann", "pw", "")
+
+
 def helper(folder: Path, name: str, script: str) -> dict[str, str]:
     folder.mkdir(exist_ok=True)
     path = folder / f"docker-credential-{name}"
@@ -428,6 +437,8 @@ def test_a_helper_is_asked_for_its_host(tmp_path: Path, monkeypatch: pytest.Monk
     [
         ('printf \'{"Username":"<token>","Secret":"it"}\'', ("", "", "it")),
         ("echo 'credentials not found in native keychain'; exit 1", None),
+        # An agent stays behind, with the pipe in its hands.
+        ('sleep 5 & printf \'{"Username":"ann","Secret":"pw"}\'', ("ann", "pw", "")),
     ],
 )
 def test_what_a_helper_may_say(
@@ -436,7 +447,7 @@ def test_what_a_helper_may_say(
     environ = helper(tmp_path / "bin", "mine", script)
     monkeypatch.setenv("PATH", environ["PATH"])
     config(tmp_path / "bin" / "c.json", credsStore="mine")
-    assert found(FileCredentials(environ), "r.example") == expected
+    assert found(FileCredentials(environ, helper_timeout=2.0), "r.example") == expected
 
 
 @pytest.mark.parametrize(

@@ -80,13 +80,16 @@ class FileCredentials:
         yield home / ".config" / "containers" / "auth.json"
 
     def get(self, host: str, repository: str) -> Credential | None:
-        """See `Credentials`. `InvalidDocument` names a file that cannot be read as one of these."""
+        """See `Credentials`. `InvalidDocument` names a file that is not one of these.
+
+        A file that may not be read, or a helper that fails, is `Unauthenticated` if no other file has an answer.
+        """
         failure: Unauthenticated | None = None
         for path in self.files():
-            document = _read(path)
-            if document is None:
-                continue
             try:
+                document = _read(path)
+                if document is None:
+                    continue
                 found = self._search(path, document, host, repository)
             except Unauthenticated as error:
                 _log.debug("%s: %s", path, error)
@@ -173,7 +176,8 @@ def _read(path: Path) -> Mapping[str, object] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise from_os_error(error, f"read {path}") from error
+        # Somebody else's file, as when HOME is root's: public images must not need it.
+        raise Unauthenticated(str(from_os_error(error, f"read {path}"))) from error
     if len(raw) > _MAX_FILE:
         raise InvalidDocument(f"{path}: larger than {_MAX_FILE} bytes")
     document: object = None

@@ -81,7 +81,12 @@ def _collect(process: subprocess.Popen[bytes], program: str, timeout: float) -> 
             tasks.check()
             if time.monotonic() > deadline:
                 raise Unauthenticated(f"{program} did not answer within {timeout:g} seconds")
-            if selector.select(0.05):
+            # Looked at before the pipe: what the program wrote before its end is in there by now.
+            ended = process.poll() is not None
+            if not selector.select(0 if ended else 0.05):
+                if ended:
+                    break  # An agent that it left behind holds the pipe open; it has nothing to say to us.
+            else:
                 piece = os.read(process.stdout.fileno(), 64 << 10)
                 if not piece:
                     break
