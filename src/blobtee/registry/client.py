@@ -166,7 +166,7 @@ class Repository:
 
         `SizeMismatch` and what the provider raises; `InvalidArgument` when no host may be pushed to.
         """
-        session = self._registry.sessions(self.reference.host, "push")[-1]
+        session = self._registry.sessions(self.reference.host, "push")[0]
         try:
             return BlobPush(session, self.reference.repository, desc, provider).run(mount_from)
         except Transient as failure:
@@ -181,7 +181,7 @@ class Repository:
         """
         if isinstance(document, bytes):
             document = parse_document(document, media_type)
-        session = self._registry.sessions(self.reference.host, "push")[-1]
+        session = self._registry.sessions(self.reference.host, "push")[0]
         return DocumentPusher(session, self.reference.repository).push(document.raw, document.media_type, tag)
 
     def _documents(self, session: Session, hasty: bool) -> Documents:

@@ -10,7 +10,7 @@ import os
 import threading
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from blobtee.errors import InvalidArgument, InvalidDocument, ProtocolViolation, from_os_error
@@ -52,7 +52,8 @@ class Host:
 class Hosts:
     """Finds the hosts for a name. Thread-safe; a registry's folder is read once.
 
-    `config_dirs` are searched for `<host>_<port>_`, `<host>:<port>` and `_default`, in this order, first folder wins.
+    `config_dirs` are searched for `<host>_<port>_`, `<host>:<port>` and `_default`, in this order, first folder wins;
+    one without a `hosts.toml` may hold docker's certificate files.
     `plain_http` and `https` name registries (`host:port`) whose scheme is not the usual one: HTTPS, but plain HTTP on
     loopback. `insecure` names registries whose certificates are not checked. A `hosts.toml` has the last word.
     """
@@ -94,6 +95,8 @@ class Hosts:
                 document = _read(path)
                 if document is not None:
                     return _Parser(path, registry, server).hosts(document)
+                if path.parent.is_dir():
+                    return (replace(server, tls=_docker_certificates(path.parent, server.tls)),)
         return (server,)
 
     def _default(self, registry: str) -> Host:
@@ -111,6 +114,17 @@ def _folder_names(registry: str) -> list[str]:
     host, colon, port = registry.rpartition(":")
     with_port = [f"{host}_{port}_"] if colon and port.isdigit() else []
     return [*with_port, registry, "_default"]
+
+
+def _docker_certificates(folder: Path, tls: Tls) -> Tls:
+    """`tls` with what docker's layout has in `folder`: authorities in `*.crt`, ourselves in `*.cert` and `*.key`."""
+    try:
+        names = sorted(path for path in folder.iterdir() if path.suffix in (".crt", ".cert"))
+    except OSError as error:
+        raise from_os_error(error, f"read {folder}") from error
+    ca = tuple(str(path) for path in names if path.suffix == ".crt")
+    client = tuple((str(path), str(path.with_suffix(".key"))) for path in names if path.suffix == ".cert")
+    return replace(tls, ca=ca, client=client)
 
 
 def _read(path: Path) -> Mapping[str, object] | None:
@@ -150,14 +164,15 @@ class _Parser:
 
     def _host(self, address: str, table: Mapping[str, object]) -> Host:
         base = self._base(address, self._flag(table, "override_path"))
-        wanted = table.get("capabilities")
-        if wanted is not None and (not isinstance(wanted, list) or not CAPABILITIES.issuperset(map(str, wanted))):
+        named = table.get("capabilities", [])
+        wanted = frozenset(str(name).lower() for name in named) if isinstance(named, list) else frozenset({""})
+        if not wanted <= CAPABILITIES:
             raise self._bad(f"capabilities must be some of {', '.join(sorted(CAPABILITIES))}")
         tls = Tls(self._files(table.get("ca")), self._pairs(table.get("client")), self._flag(table, "skip_verify"))
         own = {self._server.name, self._registry}
         return Host(
             base,
-            CAPABILITIES if wanted is None else frozenset(map(str, wanted)),
+            wanted or CAPABILITIES,  # None named means all, as for containerd.
             "" if base.netloc in own else self._registry,
             tls,
             self._headers(table.get("header")),

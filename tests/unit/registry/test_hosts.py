@@ -98,6 +98,55 @@ def test_folder_names(tmp_path: Path, name: str) -> None:
     assert [host.name for host in hosts] == ["m.example", "reg.example:5000"]
 
 
+def test_capabilities_are_read_as_containerd_reads_them(tmp_path: Path) -> None:
+    text = '[host."https://a.example"]\ncapabilities = []\n[host."https://b.example"]\ncapabilities = ["Pull"]'
+    folder(tmp_path, "r.example", text)
+    hosts = Hosts([tmp_path])
+    assert [host.name for host in hosts.find("r.example", "pull")] == ["a.example", "b.example", "r.example"]
+    assert [host.name for host in hosts.find("r.example", "push")] == ["a.example", "r.example"]
+
+
+def test_a_push_goes_to_the_first_host_that_takes_one(tmp_path: Path, serve: Serve, connect: Connect) -> None:
+    def script(asked: Asked, wire: Wire) -> None:
+        wire.answer(200 if asked.method == "HEAD" else 201, {"Content-Length": str(DESC.size)})
+        wire.drop()
+
+    mirror, place, server = serve(script), serve(script), serve(script)
+    folder(
+        tmp_path,
+        "r.example",
+        f'''
+        server = "{server.url}"
+        [host."{mirror.url}"]
+          capabilities = ["pull", "resolve"]
+        [host."{place.url}"]
+          capabilities = ["pull", "resolve", "push"]
+        ''',
+    )
+    repository = connect(hosts=Hosts([tmp_path])).repository("r.example/a/b")
+    assert repository.push(DESC, repository).how == "exists"
+    assert [len(s.requests) for s in (mirror, place, server)] == [0, 1, 0]
+
+
+def test_dockers_certificate_files_stand_in_for_a_hosts_toml(
+    tmp_path: Path, serve: Serve, connect: Connect, authority: trustme.CA
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    server = serve(manifest(), tls=context)
+    files = tmp_path / f"127.0.0.1_{server.port}_"
+    files.mkdir()
+    ours = authority.issue_cert("client@example.org")
+    authority.cert_pem.write_to_path(str(files / "ca.crt"))
+    ours.cert_chain_pems[0].write_to_path(str(files / "me.cert"))
+    ours.private_key_pem.write_to_path(str(files / "me.key"))
+    folder(tmp_path, "_default", 'server = "https://never.example"')
+    registry = connect(hosts=Hosts([tmp_path], https=[server.host]))
+    assert registry.repository(f"{server.host}/a/b:c").document().digest == DIGEST
+
+
 def test_no_host_with_the_capability_is_said(tmp_path: Path) -> None:
     folder(tmp_path, "r.example", 'server = "https://r.example"\ncapabilities = ["pull"]')
     with pytest.raises(InvalidArgument, match="may push"):
