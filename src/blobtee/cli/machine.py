@@ -15,6 +15,7 @@ from blobtee import core, tasks
 from blobtee.errors import FailedPrecondition
 from blobtee.oci import Descriptor, Digest, mediatypes
 from blobtee.testing import File, Layer, MemoryRegistry, image
+from blobtee.testing.images import say_directories
 
 LAYERS = 3
 LAYER_NBYTES = 36 << 20
@@ -65,6 +66,7 @@ def _layer(files: Iterator[Path]) -> tuple[Layer, str]:
     """The next layer, and the first file in it."""
     buffer = io.BytesIO()
     first, total = "", 0
+    said: set[str] = set()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
         while total < LAYER_NBYTES:
             tasks.check()
@@ -72,7 +74,9 @@ def _layer(files: Iterator[Path]) -> tuple[Layer, str]:
             if path is None:
                 raise FailedPrecondition("too few files on this machine for the demo; give it an IMAGE instead")
             data = path.read_bytes()
-            member = tarfile.TarInfo(str(path).lstrip("/"))
+            name = str(path).lstrip("/")
+            say_directories(archive, name, said)
+            member = tarfile.TarInfo(name)
             member.size, member.mode = len(data), 0o644
             archive.addfile(member, io.BytesIO(data))
             first, total = first or member.name, total + len(data)

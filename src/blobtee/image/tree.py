@@ -114,19 +114,22 @@ class Tree:
         return stream if entry.sparse is None else ExpandedFile(stream, entry.sparse, entry.size)
 
     def _direct(self, path: str) -> Node | None:
-        """A file of the topmost layer that has something below the path's first directory, when it has this very path.
+        """A file of the topmost layer that has something below the path's first directory, when it has this very path
+        and says all of its directories itself: then no link of a lower layer has a say, and none is opened.
 
-        Wherever a link in a lower layer may lead, this path leads to what the top layer wrote under it: the lower
-        layers need not be opened. None means only that it takes a closer look.
+        Where a layer leaves directories unsaid, any other of its entries may, through a link, lie at this path. None
+        means only that it takes a closer look.
         """
         wanted = [part for part in path.split("/") if part not in ("", ".")]
         if ".." in wanted or not wanted:
             return None
         for number in range(len(self.layers) - 1, -1, -1):
             index = self._read(number)
+            if not index.is_plain:
+                return None
             if wanted[0] in index.root.children:
                 return _file_at(index, "/".join(wanted))
-            if not index.is_plain or index.root.opaque or index.root.whiteout:
+            if index.root.opaque or index.root.whiteout:
                 return None
         return None
 

@@ -7,9 +7,9 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import zstandard
 
@@ -77,10 +77,13 @@ class ImageSource:
 
 
 def tar(files: Files, *, mtime: int = 0) -> bytes:
-    """A tar of `files`, in their order, owned by root."""
+    """A tar of `files`, in their order, owned by root; the directories come first, as real layers have them."""
     buffer = io.BytesIO()
+    said: set[str] = set()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for path, contents in files.items():
+            say_directories(archive, path, said, mtime)
+            said.add(path)
             member = tarfile.TarInfo(path)
             member.mtime = mtime
             if contents is None:
@@ -95,17 +98,14 @@ def tar(files: Files, *, mtime: int = 0) -> bytes:
     return buffer.getvalue()
 
 
-def tar_paths(paths: Iterable[tuple[str, Path]]) -> bytes:
-    """A tar of files of this machine: pairs of the name in the tar and the file. Times and owners are left out."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name, path in paths:
-            with path.open("rb") as file:
-                member = tarfile.TarInfo(name)
-                info = path.stat()
-                member.size, member.mode = info.st_size, info.st_mode & 0o755
-                archive.addfile(member, file)
-    return buffer.getvalue()
+def say_directories(archive: tarfile.TarFile, name: str, said: set[str], mtime: int = 0) -> None:
+    """Add the directories above `name` that are not in `said`."""
+    for directory in reversed([str(above) for above in PurePosixPath(name).parents if above.name]):
+        if directory not in said:
+            said.add(directory)
+            member = tarfile.TarInfo(directory)
+            member.type, member.mode, member.mtime = tarfile.DIRTYPE, 0o755, mtime
+            archive.addfile(member)
 
 
 def layer(

@@ -202,10 +202,16 @@ def test_only_as_many_layers_are_opened_as_needed() -> None:
     assert seen.opened == [0, 1, 2]
 
 
-def test_a_file_of_the_top_layer_is_found_there_even_without_its_directories() -> None:
-    seen = tree(BASE, [f("etc/a", "a1")])
+def test_a_file_of_the_top_layer_is_found_there_when_it_says_the_directories_itself() -> None:
+    seen = tree(BASE, [d("etc"), f("etc/a", "a1")])
     assert read(seen, "/etc/a") == "a1"
     assert seen.opened == [1]
+
+
+def test_an_entry_that_lands_on_another_through_a_link_counts_for_a_direct_look_too() -> None:
+    # `a/b` is `/b` by the time it is unpacked: a scanner must see what a container would.
+    assert tree([f("b", "old"), s("a", "."), f("a/b", "new")]).open("b").read() == b"new"
+    assert tree([s("a", ".")], [f("b", "old"), f("a/b", "new")]).open("b").read() == b"new"
 
 
 @pytest.mark.parametrize("compression", list(Compressed))
