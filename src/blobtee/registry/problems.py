@@ -6,6 +6,7 @@ Error bodies come from strangers: they are read up to a bound and shown without 
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Protocol
@@ -28,6 +29,7 @@ from blobtee.registry.settings import Settings
 
 _MAX_ERROR_BODY = 64 << 10
 _MAX_SHOWN = 300
+_XML = re.compile(r"<(Code|Message)>([^<]*)</\1>")
 _TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -67,9 +69,11 @@ def explanation(answer: Refusal) -> str:
                 if isinstance(document.get(key), str):
                     return clean(document[key])
         return ""
-    if "html" in (answer.headers("content-type") or [""])[0].lower():
-        return ""
-    return clean(body.decode("utf-8", "replace"))
+    text = body.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+    if text.startswith("<"):
+        # A page for browsers, or a storage's XML: beside these two it repeats the signature that it refuses.
+        return clean(": ".join(said for _, said in _XML.findall(text)[:2]))
+    return clean(text)
 
 
 def _one(error: dict[str, object]) -> str:

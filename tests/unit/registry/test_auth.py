@@ -318,6 +318,20 @@ def test_secrets_show_in_no_log_error_or_repr(serve: Serve, connect: Connect, ca
     assert "GET " in caplog.text
 
 
+def test_a_storage_that_repeats_the_signature_is_quoted_without_it(serve: Serve, connect: Connect) -> None:
+    page = (
+        b'<?xml version="1.0"?>\n<Error><Code>SignatureDoesNotMatch</Code><Message>Too old.</Message>'
+        b"<SignatureProvided>hush-hush</SignatureProvided></Error>"
+    )
+    storage = serve(lambda asked, wire: wire.answer(403, {}, page))
+    server = serve(lambda asked, wire: wire.answer(307, {"Location": f"{storage.url}/d?signature=hush-hush"}))
+    repository = connect().repository(f"{server.host}/team/app")
+    with repository.reader_at(Descriptor("x", Digest.of(b"x"), 1)) as reader, pytest.raises(PermissionDenied) as caught:
+        reader.read_at(0, 1)
+    assert "SignatureDoesNotMatch: Too old." in str(caught.value)
+    assert "hush-hush" not in str(caught.value)
+
+
 # Files and helpers
 
 
