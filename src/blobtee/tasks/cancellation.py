@@ -7,17 +7,21 @@ registers exactly that. Everything else calls `check()` now and then, or waits t
 from __future__ import annotations
 
 import contextvars
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from blobtee.errors import BlobteeError, Cancelled
 
+_logger = logging.getLogger(__name__)
+
 
 class Cancellation:
     """A switch that goes from live to cancelled once. A child is cancelled with its parent, never the reverse.
 
     Thread-safe. Callbacks run once, in the thread that cancels (at once when already cancelled), and must not block.
+    One that raises is logged; the others run all the same.
     """
 
     def __init__(self, parent: Cancellation | None = None) -> None:
@@ -49,7 +53,11 @@ class Cancellation:
             callbacks = list(self._callbacks.values())
             self._callbacks.clear()
         for callback in callbacks:
-            callback()
+            try:
+                callback()
+            except Exception:
+                # The others still wait to be woken.
+                _logger.exception("a callback of a cancellation failed")
 
     def check(self) -> None:
         """Raise the reason when cancelled, else return."""

@@ -152,10 +152,12 @@ class SingleFlight(Generic[K, T]):
             with call.changed:
                 while not call.ended and not own.cancelled:
                     call.changed.wait()
+                # As of now: when this one is the last to give up, the call ends on that account, perhaps at once.
+                ended = call.ended
         finally:
             forget()
             self._leave(self._lock, call, waiter)
-        if not call.ended:
+        if not ended:
             own.check()
         if call.error is not None:
             raise _copy(call.error)

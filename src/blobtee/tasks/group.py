@@ -92,7 +92,9 @@ class Group:
             with self._lock:
                 self._threads.discard(threading.current_thread())
 
-        thread = threading.Thread(target=body, name=f"{self._name}-{function.__name__}", daemon=True)
+        thread = threading.Thread(
+            target=body, name=f"{self._name}-{getattr(function, '__name__', 'task')}", daemon=True
+        )
         with self._lock:
             self._threads.add(thread)
         try:

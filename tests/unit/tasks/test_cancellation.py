@@ -55,6 +55,17 @@ def test_callbacks_run_once_or_at_once_or_not_at_all() -> None:
     assert called == ["kept", "late"]
 
 
+def test_a_callback_that_fails_keeps_no_other_from_running(caplog: pytest.LogCaptureFixture) -> None:
+    switch = Cancellation()
+    called: list[str] = []
+    switch.on_cancel(lambda: called.append("first"))
+    switch.on_cancel(lambda: called.remove("nothing"))
+    switch.on_cancel(lambda: called.append("last"))
+    switch.cancel()
+    assert called == ["first", "last"]
+    assert len(caplog.records) == 1
+
+
 def test_scopes_nest_and_a_shield_keeps_out() -> None:
     with scope() as outer:
         with scope() as inner:

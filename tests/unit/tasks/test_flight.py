@@ -138,6 +138,33 @@ def test_the_leader_gives_up_and_the_other_gets_the_result() -> None:
     assert (followed, work.runs, work.cancelled) == (["result"], 1, 0)
 
 
+def test_who_gives_up_gets_its_own_cancellation_however_quick_the_call_ends_on_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = SingleFlight._leave
+
+    def leave(lock: Any, call: Any, waiter: Any) -> None:
+        real(lock, call, waiter)
+        call.wait_for_end()
+
+    def work() -> None:
+        begun.set()
+        try:
+            sleep(WAIT)
+        except Cancelled:
+            raise NotFound("what a call says that was cut short") from None
+
+    monkeypatch.setattr(SingleFlight, "_leave", staticmethod(leave))
+    flight: SingleFlight[str, Any] = SingleFlight()
+    begun = threading.Event()
+    switch = Cancellation()
+    thread, outcome = start(lambda: flight.do("key", work), switch)
+    assert begun.wait(WAIT)
+    switch.cancel("Ctrl-C")
+    join(thread)
+    assert [(type(error), str(error)) for error in outcome] == [(Cancelled, "Ctrl-C")]
+
+
 def test_a_follower_gives_up_and_the_leader_gets_the_result() -> None:
     flight: SingleFlight[str, Any] = SingleFlight()
     work = Work()
