@@ -17,6 +17,9 @@ from blobtee.errors import BlobteeError, Closed, DataLoss, InvalidArgument, from
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+# A link that somebody left in the root must not lead a write out of it.
+_WRITE_ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+
 PIECE = 1 << 20
 """Bytes of one read or write of bulk data (`performance.md`, Files)."""
 
@@ -166,7 +169,7 @@ def write_all(fd: int, data: memoryview, offset: int) -> None:
 def replace_file(path: Path, data: bytes) -> None:
     """Put a file with `data` at `path` in one step, durably: a reader sees the old file or the new, never less."""
     temporary = path.with_name(f".{path.name}.new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    fd = os.open(temporary, _WRITE_ANEW, 0o644)
     try:
         write_all(fd, memoryview(data), 0)
         os.fsync(fd)
@@ -178,9 +181,9 @@ def replace_file(path: Path, data: bytes) -> None:
 
 def write_small(path: Path, data: bytes) -> None:
     """Put a small file of an ingest at `path`. Not durable: a crash may leave the ingest to be started anew."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    fd = os.open(path, _WRITE_ANEW, 0o644)
     try:
-        os.write(fd, data)
+        write_all(fd, memoryview(data), 0)
     finally:
         os.close(fd)
 
@@ -189,7 +192,11 @@ def read_small(path: Path, limit: int) -> bytes:
     """The first `limit` bytes of the file at `path`."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        return os.read(fd, limit)
+        pieces = []
+        while limit and (piece := os.read(fd, limit)):
+            pieces.append(piece)
+            limit -= len(piece)
+        return b"".join(pieces)
     finally:
         os.close(fd)
 

@@ -66,14 +66,19 @@ class Layout:
         return found
 
     def get(self, name: str) -> Descriptor:
-        """What `name` stands for; `NotFound`."""
-        try:
-            return self.names()[name]
-        except KeyError:
-            raise NotFound(f"no image {name[:300]!r} in {self.root}") from None
+        """What `name` stands for; `NotFound`. Entries of other names do not matter, whatever they are."""
+        with os_errors(f"read {self._index}"):
+            entries = self._entries(self._read())
+        for entry in entries:
+            if _name(entry) == name:
+                return Descriptor.from_json(entry)
+        raise NotFound(f"no image {name[:300]!r} in {self.root}")
 
     def set(self, name: str, desc: Descriptor) -> None:
-        """Let `name` stand for `desc`, durably, whatever it stood for before."""
+        """Let `name` stand for `desc`, durably, whatever it stood for before.
+
+        `TooLarge` when the index would be too long to be read again; then it stays as it was.
+        """
         if not name:
             raise InvalidArgument("an image needs a name")
         entry = desc.annotated({REF_NAME: name, IMAGE_NAME: name}).to_json()
@@ -126,7 +131,14 @@ class Layout:
         return entries
 
     def _write(self, index: dict[str, Any]) -> None:
-        replace_file(self._index, json.dumps(index, ensure_ascii=False, separators=(",", ":")).encode())
+        try:
+            # ASCII: what others wrote may hold halves of surrogate pairs, which UTF-8 cannot say.
+            raw = json.dumps(index, separators=(",", ":"), allow_nan=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise InvalidDocument(f"{self._index} holds what cannot be written back: {error}") from None
+        if len(raw) > MAX_INDEX:
+            raise TooLarge(f"{self._index} would be larger than {MAX_INDEX} bytes; remove some names first")
+        replace_file(self._index, raw)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from blobtee.content import Layout
-from blobtee.errors import InvalidArgument, InvalidDocument, NotFound, TooLarge
+from blobtee.errors import InvalidArgument, InvalidDocument, NotFound, StorageError, TooLarge
 from tests.conformance.blobs import describe
 
 A, B = describe(b"a"), describe(b"b")
@@ -100,6 +100,48 @@ def test_an_index_that_is_none_is_told_and_not_overwritten(layout: Layout, conte
     with pytest.raises(InvalidDocument):
         layout.set("name", A)
     assert (layout.root / "index.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("text", ["\\ud800", "\\ud83d\\ude00", "é"])
+def test_any_text_of_others_is_kept(layout: Layout, text: str) -> None:
+    (layout.root / "index.json").write_text(f'{{"manifests": [], "theirs": "{text}"}}', encoding="utf-8")
+    layout.set("name \udc80", A)
+    assert layout.get("name \udc80").digest == A.digest
+    assert json.loads((layout.root / "index.json").read_bytes())["theirs"] == json.loads(f'"{text}"')
+
+
+def test_numbers_that_json_cannot_say_are_not_written(layout: Layout) -> None:
+    content = b'{"manifests": [], "theirs": 1e999}'
+    (layout.root / "index.json").write_bytes(content)
+    with pytest.raises(InvalidDocument):
+        layout.set("name", A)
+    assert (layout.root / "index.json").read_bytes() == content
+
+
+def test_a_broken_entry_does_not_stand_before_other_names(layout: Layout) -> None:
+    broken = {"digest": 7, "annotations": {"org.opencontainers.image.ref.name": "broken"}}
+    (layout.root / "index.json").write_text(json.dumps({"manifests": [broken]}))
+    layout.set("good", A)
+    assert layout.get("good").digest == A.digest
+    with pytest.raises(InvalidDocument):
+        layout.get("broken")
+
+
+def test_an_index_never_grows_beyond_what_is_read(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blobtee.content.layout.MAX_INDEX", 1000)
+    layout.set("first", A)
+    with pytest.raises(TooLarge):
+        layout.set("x" * 1000, B)
+    assert list(layout.names()) == ["first"]
+
+
+def test_a_link_in_the_place_of_the_new_index_leads_no_write_out_of_the_root(layout: Layout, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    (layout.root / ".index.json.new").symlink_to(precious)
+    with pytest.raises(StorageError):
+        layout.set("name", A)
+    assert precious.read_text() == "kept"
 
 
 def test_an_index_beyond_all_measure_is_refused(layout: Layout) -> None:
