@@ -20,6 +20,9 @@ from blobtee.errors import Closed, from_os_error
 
 LOCK_FILE = ".blobtee.lock"
 
+PATIENCE = 30.0
+"""Seconds that closing waits for locks to be given back."""
+
 
 class Locks:
     """The locks of one directory, by name. A lock is not re-entrant.
@@ -30,15 +33,16 @@ class Locks:
 
     def __init__(self, directory: Path) -> None:
         """Opens (creates) the lock file; raises the plain OSError when that is refused."""
-        self._fd = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._fd = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         self._changed = threading.Condition()
         self._held: set[int] = set()
+        self._closed = False
 
     def try_acquire(self, name: str) -> bool:
         """Take the lock called `name` if nobody holds it."""
         place = _place(name)
         with self._changed:
-            if self._fd < 0:
+            if self._closed:
                 raise Closed("the store is closed")
             if place in self._held or not self._ask(place, fcntl.F_WRLCK, wait=False):
                 return False
@@ -46,7 +50,7 @@ class Locks:
             return True
 
     def release(self, name: str) -> None:
-        """Give back a lock that this object holds; nothing happens after `close()`."""
+        """Give back a lock that this object holds; nothing happens when it does not."""
         place = _place(name)
         with self._changed:
             if place in self._held:
@@ -59,9 +63,9 @@ class Locks:
         """Hold the lock called `name`, waiting for it. For work of milliseconds: the wait cannot be cancelled."""
         place = _place(name)
         with self._changed:
-            while place in self._held:
+            while place in self._held and not self._closed:
                 self._changed.wait()
-            if self._fd < 0:
+            if self._closed:
                 raise Closed("the store is closed")
             self._held.add(place)
         try:
@@ -71,13 +75,19 @@ class Locks:
             self.release(name)
 
     def close(self) -> None:
-        """Give back everything. A second call does nothing."""
+        """Give out no more locks, wait until all are given back, and close. A second call does nothing.
+
+        Who holds one is in the middle of something that another process must not see half done. After `PATIENCE`
+        seconds it closes all the same: a lock may have been lost to an interrupt.
+        """
         with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._held, PATIENCE)
+            self._held.clear()
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
-            self._held.clear()
-            self._changed.notify_all()
 
     def _ask(self, place: int, kind: int, *, wait: bool) -> bool:
         request = struct.pack("hhqqi", kind, os.SEEK_SET, place, 1, 0)

@@ -24,14 +24,28 @@ def test_a_lock_is_held_once_whoever_asks(tmp_path: Path) -> None:
     one.release("a")
     assert not one.try_acquire("a")
     one.close()
+    two.release("a")
+    two.release("b")
     two.close()
     assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
 
 
-def test_closing_gives_everything_back(tmp_path: Path) -> None:
+def test_closing_waits_for_who_holds_a_lock_and_gives_out_no_more(tmp_path: Path) -> None:
     one, two = Locks(tmp_path), Locks(tmp_path)
     assert one.try_acquire("a")
-    one.close()
+    closing = threading.Thread(target=one.close)
+    closing.start()
+    closed = False
+    while not closed:
+        try:
+            if one.try_acquire("b"):
+                one.release("b")
+        except Closed:
+            closed = True
+    assert not two.try_acquire("a")
+    assert closing.is_alive()
+    one.release("a")
+    closing.join()
     one.close()
     one.release("a")
     assert two.try_acquire("a")
@@ -39,6 +53,17 @@ def test_closing_gives_everything_back(tmp_path: Path) -> None:
         one.try_acquire("b")
     with pytest.raises(Closed), one.holding("b"):
         pass
+    two.release("a")
+    two.close()
+
+
+def test_closing_gives_everything_back_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blobtee.content.locks.PATIENCE", 0.01)
+    one, two = Locks(tmp_path), Locks(tmp_path)
+    assert one.try_acquire("lost")
+    one.close()
+    one.release("lost")
+    assert two.try_acquire("lost")
     two.close()
 
 
@@ -84,4 +109,6 @@ def test_a_process_that_holds_a_lock_keeps_others_out_until_it_dies(tmp_path: Pa
         holder.kill()
         holder.wait()
     assert locks.try_acquire("a")
+    locks.release("a")
+    locks.release("b")
     locks.close()
