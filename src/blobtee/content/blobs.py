@@ -15,7 +15,7 @@ import sqlite3
 import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
@@ -25,7 +25,15 @@ from blobtee.content.database import Database
 from blobtee.content.files import FileReader, make_directory, os_errors, set_aside, sync_directory
 from blobtee.content.labels import checked, merged
 from blobtee.content.locks import Locks
-from blobtee.errors import AlreadyExists, DataLoss, NotFound, PermissionDenied, SizeMismatch, from_os_error
+from blobtee.errors import (
+    AlreadyExists,
+    BlobteeError,
+    DataLoss,
+    NotFound,
+    PermissionDenied,
+    SizeMismatch,
+    from_os_error,
+)
 from blobtee.oci import Descriptor, Digest
 from blobtee.oci.digest import LENGTHS
 
@@ -120,14 +128,17 @@ class Blobs:
             if os.path.lexists(target):
                 aside = set_aside(self._root, target, f"{digest.algorithm}-{digest.hex}")
                 _logger.warning("blob %s had a wrong size; a good one takes its place, the old is %s", digest, aside)
+            before = self._row(digest)
             info = self._announce(digest, size, labels)
             try:
                 os.rename(data, target)
             except BaseException:
-                self._forget(digest)
+                self._restore(digest, before)
                 raise
             os.chmod(target, 0o444)
             sync_directory(target.parent)
+            if before is not None and before.quarantined:
+                self._arrived(info)
         return info
 
     def update(self, digest: Digest, labels: Mapping[str, str | None], replace: bool) -> Info:
@@ -149,9 +160,10 @@ class Blobs:
             try:
                 os.unlink(self.path(digest))
             except (FileNotFoundError, NotADirectoryError):
+                self._restore(digest, None)
                 raise NotFound(f"no blob {digest} in {self._root}") from None
             sync_directory(self.path(digest).parent)
-            self._forget(digest)
+            self._restore(digest, None)
 
     def quarantine(self, digest: Digest) -> Info:
         """Take a bad blob out of the store; its row stays, marked, for the good one that takes its place."""
@@ -240,15 +252,25 @@ class Blobs:
         now = time.time_ns()
         with self._database.transaction() as connection:
             row = self._row(digest)
-            if row is not None and row.quarantined:
+            quarantined = row is not None and row.quarantined
+            if row is not None and quarantined:
                 labels = {**row.info.labels, **labels}
             info = Info(digest, size, now, now, labels)
-            _write(connection, info)
+            # The mark stays until the file is there: killed before, the blob is still one that has to come back.
+            _write(connection, info, quarantined=quarantined)
         return info
 
-    def _forget(self, digest: Digest) -> None:
+    def _restore(self, digest: Digest, row: _Row | None) -> None:
         with self._database.transaction() as connection:
-            connection.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+            if row is None:
+                connection.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+            else:
+                _write(connection, row.info, quarantined=row.quarantined)
+
+    def _arrived(self, info: Info) -> None:
+        """Take the mark of quarantine off. Until that is done `info()` adopts the file, so this may fail."""
+        with suppress(BlobteeError), self._database.transaction() as connection:
+            _write(connection, info)
 
     @contextmanager
     def _writing(self, digest: Digest) -> Iterator[None]:
@@ -266,8 +288,12 @@ class _Row:
         name, size, created_at, updated_at, labels, quarantined = row
         try:
             parsed = json.loads(labels) if labels != "{}" else {}
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise DataLoss(f"the labels of blob {name} cannot be read: {error}") from None
+        if not isinstance(parsed, dict) or not all(isinstance(value, str) for value in parsed.values()):
+            raise DataLoss(f"the labels of blob {name} are no labels")
+        if not (isinstance(size, int) and isinstance(created_at, int) and isinstance(updated_at, int)):
+            raise DataLoss(f"size or times of blob {name} are no numbers")
         self.info = Info(digest or Digest(name), size, created_at, updated_at, parsed)
         self.quarantined = bool(quarantined)
 

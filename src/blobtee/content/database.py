@@ -5,6 +5,7 @@ Each room keeps its own tables in it (`migrate`). Writers take turns; readers do
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -150,7 +151,9 @@ class Database:
     @staticmethod
     def _version(connection: sqlite3.Connection, component: str) -> int:
         row = connection.execute("SELECT version FROM migrations WHERE component = ?", (component,)).fetchone()
-        return int(row[0]) if row else 0
+        if row is not None and not isinstance(row[0], int):
+            raise DataLoss("the version of the tables of the metadata is no number")
+        return row[0] if row is not None else 0
 
     def _newer(self) -> BlobteeError:
         return FailedPrecondition(f"{self._what} was written by a newer version of blobtee; update this one")
@@ -168,6 +171,9 @@ class Database:
             yield connection
         finally:
             self._own.connection = None
+            if connection.in_transaction:
+                # Interrupted where nobody could roll back: kept like this, it would lock all others out.
+                connection.rollback()
             with self._lock:
                 keep = not self._closed and len(self._idle) < _IDLE
                 if keep:
@@ -180,7 +186,7 @@ class Database:
             return sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         mode = "mode=rwc" if not self._read_only else "mode=ro&immutable=1" if self._immutable else "mode=ro"
         connection = sqlite3.connect(
-            f"file:{quote(str(self._path))}?{mode}",
+            f"file:{quote(os.fsencode(str(self._path)))}?{mode}",
             uri=True,
             timeout=BUSY_SECONDS,
             isolation_level=None,

@@ -7,6 +7,7 @@ changed only by the holder of the ingest's lock, and `data` is made last: an ing
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -20,7 +21,7 @@ from pathlib import Path
 from blobtee.content.api import Status
 from blobtee.content.files import format_time, parse_time, read_small, set_aside, write_small
 from blobtee.content.locks import Locks
-from blobtee.errors import DataLoss, InvalidArgument, NotFound, TooLarge
+from blobtee.errors import BlobteeError, DataLoss, InvalidArgument, NotFound, TooLarge, from_os_error
 from blobtee.oci import Digest
 
 MAX_REF = 64 << 10
@@ -59,13 +60,22 @@ class Ingest:
 
     def read(self) -> Status:
         """What the files say; `NotFound` when it never began or is gone, `DataLoss` when they make no sense."""
+        if self.directory.is_symlink():
+            raise DataLoss(f"ingest {self.directory.name} is a link to somewhere else")
         try:
-            found = os.stat(self.data, follow_symlinks=False)
-            if not stat.S_ISREG(found.st_mode):
-                raise DataLoss(f"the data of ingest {self.directory.name} is no file")
-            ref = read_small(self.directory / "ref", MAX_REF + 1)
+            return self._read()
         except (FileNotFoundError, NotADirectoryError):
             raise NotFound(f"no ingest {self.directory.name}") from None
+        except OSError as error:
+            if error.errno in (errno.EISDIR, errno.ELOOP):
+                raise DataLoss(f"ingest {self.directory.name} holds what is no file") from error
+            raise
+
+    def _read(self) -> Status:
+        found = os.stat(self.data, follow_symlinks=False)
+        if not stat.S_ISREG(found.st_mode):
+            raise DataLoss(f"the data of ingest {self.directory.name} is no file")
+        ref = read_small(self.directory / "ref", MAX_REF + 1)
         if hashlib.sha256(ref).hexdigest() != self.directory.name:
             raise DataLoss(f"ingest {self.directory.name} holds another ref than its name says")
         reserved = self._number("offset")
@@ -98,6 +108,10 @@ class Ingest:
 
     def remove(self) -> None:
         """Remove everything; the caller holds the lock. `data` goes first, so that half of it never looks alive."""
+        if self.directory.is_symlink():
+            # What it leads to is not ours.
+            os.unlink(self.directory)
+            return
         for name in ("data", *sorted(_FILES - {"data"})):
             try:
                 os.unlink(self.directory / name)
@@ -111,7 +125,7 @@ class Ingest:
             return
         except OSError:
             # Something of somebody else's is in there, or it is no directory.
-            if self.directory.is_dir() and not self.directory.is_symlink():
+            if self.directory.is_dir():
                 shutil.rmtree(self.directory)
             else:
                 os.unlink(self.directory)
@@ -147,7 +161,7 @@ class Ingests:
         return Ingest(self._directory / hashlib.sha256(encode_ref(ref)).hexdigest())
 
     def statuses(self) -> Iterator[Status]:
-        """Every ingest that can be read; the others are left out."""
+        """Every ingest that can be read; the others are left out. Raises when there is no listing them at all."""
         for name in self._names():
             try:
                 yield Ingest(self._directory / name).read()
@@ -161,7 +175,12 @@ class Ingests:
         file system refuses to move: a start never fails here.
         """
         problems = []
-        for name in self._names():
+        try:
+            names = self._names()
+        except BlobteeError as error:
+            _logger.warning("%s", error)
+            return [str(error)]
+        for name in names:
             ingest = Ingest(self._directory / name)
             if not locks.try_acquire(ingest.lock):
                 continue
@@ -203,3 +222,5 @@ class Ingests:
             return os.listdir(self._directory)
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            raise from_os_error(error, f"list {self._directory}") from error

@@ -88,11 +88,15 @@ class LocalStore:
 
     def _open_root(self) -> Locks | None:
         """Make what is missing of the root; None when it may only be read."""
-        if self.root.exists() and not self.root.is_dir():
-            raise InvalidArgument(f"{self.root} is not a directory")
+        if "\0" in str(self.root):
+            raise InvalidArgument(f"no path has a NUL character: {str(self.root)!r:.300}")
         try:
+            if self.root.exists() and not self.root.is_dir():
+                raise InvalidArgument(f"{self.root} is not a directory")
             make_directory(self.root / "blobs" / "sha256")
             make_directory(self.root / "ingest")
+            if not os.access(self.root, os.W_OK, effective_ids=True):
+                raise PermissionError(errno.EACCES, "the directory may not be written")
             return Locks(self.root)
         except (FileExistsError, NotADirectoryError) as error:
             raise InvalidArgument(f"{error.filename} is not a directory") from error
@@ -125,6 +129,7 @@ class LocalStore:
         return self._blobs.walk(filters.parse(filters_))
 
     def delete(self, digest: str) -> None:
+        """See `Manager`. One that is in quarantine is `NotFound` too, and forgotten with its labels."""
         self._check_open()
         self._blobs.delete(Digest(digest))
 

@@ -179,7 +179,9 @@ class LocalWriter(Writer):
         if offset >= total:
             return
         try:
-            self._offset_fd = os.open(self._ingest.offset_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._offset_fd = os.open(
+                self._ingest.offset_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644
+            )
             os.pwrite(self._offset_fd, b"%020d" % offset, 0)
             os.posix_fallocate(self._fd, offset, total - offset)
         except OSError as error:

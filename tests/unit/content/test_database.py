@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,32 @@ def test_tables_of_a_newer_version_are_refused(database: Database) -> None:
     database.migrate("a", STEPS)
     with pytest.raises(FailedPrecondition, match="newer version"):
         database.migrate("a", STEPS[:1])
+
+
+def test_tables_with_a_version_that_is_no_number_are_told(database: Database) -> None:
+    database.migrate("room", [])
+    with database.transaction() as connection:
+        connection.execute("UPDATE migrations SET version = 'seven'")
+    with pytest.raises(DataLoss):
+        database.migrate("room", [])
+
+
+def test_a_transaction_that_an_interrupt_left_open_locks_nobody_out(tmp_path: Path) -> None:
+    one, other = Database(tmp_path / "db"), Database(tmp_path / "db")
+    with one._connection() as connection:
+        connection.execute("BEGIN IMMEDIATE")
+    with other.transaction(), closing(other):
+        pass
+    with one.transaction(), closing(one):
+        pass
+
+
+def test_a_path_of_any_bytes_will_do(tmp_path: Path) -> None:
+    directory = tmp_path / os.fsdecode(b"\xff ?#%41")
+    directory.mkdir()
+    with closing(Database(directory / "db")) as database:
+        database.migrate("room", [])
+    assert (directory / "db").exists()
 
 
 def test_a_transaction_is_all_or_nothing(database: Database) -> None:

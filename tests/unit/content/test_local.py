@@ -139,6 +139,17 @@ def test_a_read_only_root_is_read_and_says_so_when_written(foreign_root: Path) -
                 call()
 
 
+def test_a_root_whose_files_may_be_written_but_not_the_directory_is_read(foreign_root: Path) -> None:
+    with LocalStore(foreign_root) as store:
+        put(store, b"data")
+    for path in foreign_root.rglob("*"):
+        path.chmod(0o777 if path.is_dir() else 0o666)
+    foreign_root.chmod(0o555)
+    with unprivileged(), LocalStore(foreign_root) as store:
+        assert store.read_only
+        assert get(store, b"data") == b"data"
+
+
 def test_a_read_only_layout_of_somebody_else_is_read(foreign_root: Path) -> None:
     path = path_of(foreign_root, b"data")
     path.parent.mkdir(parents=True)
