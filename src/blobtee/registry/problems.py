@@ -29,6 +29,7 @@ from blobtee.registry.settings import Settings
 
 _MAX_ERROR_BODY = 64 << 10
 _MAX_SHOWN = 300
+_SECRET = re.compile(r"\b(basic|bearer)\s+[^\s\"',;]+", re.IGNORECASE)
 _XML = re.compile(r"<(Code|Message)>([^<]*)</\1>")
 _TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -46,8 +47,12 @@ class Refusal(Protocol):
 
 
 def clean(text: str, limit: int = _MAX_SHOWN) -> str:
-    """`text` on one line, printable, at most `limit` characters: fit for a terminal and a log."""
+    """`text` on one line, printable, at most `limit` characters: fit for a terminal and a log.
+
+    A server that repeats the Authorization header it was sent does not get it into either.
+    """
     shown = "".join(c if c.isprintable() else " " for c in text[: limit * 4])
+    shown = _SECRET.sub(r"\1 …", shown)
     shown = " ".join(shown.split())
     return shown if len(shown) <= limit else shown[:limit] + "…"
 
