@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from blobtee.content.expressions import searcher
 from blobtee.errors import InvalidArgument
 
 Fields = Callable[[Sequence[str]], str | None]
@@ -32,7 +33,8 @@ _PLAIN = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v":
 def parse(filters: Sequence[str]) -> Filter:
     """One predicate for all of `filters`; no filter, or an empty one, matches everything.
 
-    `InvalidArgument` for bad syntax. An expression that is no regular expression matches nothing.
+    `InvalidArgument` for bad syntax, and for an expression that could take too long (`content.expressions`), which may
+    show only when a long value is looked at. One that is no regular expression matches nothing.
     """
     alternatives = [_Parser(text).selectors() for text in filters]
     if not alternatives:
@@ -161,8 +163,5 @@ class _Parser:
 
 
 def _matching(path: tuple[str, ...], expression: str) -> Filter:
-    try:
-        search = re.compile(expression).search
-    except (re.error, RecursionError, OverflowError):
-        return lambda fields: False
-    return lambda fields: search(fields(path) or "") is not None
+    found = searcher(expression)
+    return lambda fields: found(fields(path) or "")
