@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 from blobtee import tasks
-from blobtee.content.api import ReaderAt
+from blobtee.content.api import ReaderAt, ReaderFile
 from blobtee.errors import (
     BlobteeError,
     Cancelled,
@@ -345,35 +345,21 @@ class DocumentReader(ReaderAt):
         self._raw = None
 
 
-class RemoteFile(io.RawIOBase):
+class RemoteFile(ReaderFile):
     """`BlobReader` as a file: one streamed body, begun at the first read. For one thread."""
 
+    _reader: BlobReader
+
     def __init__(self, reader: BlobReader, offset: int) -> None:
-        super().__init__()
-        self._reader = reader
+        super().__init__(reader)
         self._position = offset
         self._body: Body | None = None
         self._retry = Retry(reader._settings, patient=True)
         self._failure: BlobteeError | None = None
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if self.closed:
-            raise Closed("the file is closed")
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._reader.size}.get(whence)
-        if base is None or base + offset < 0:
-            raise InvalidArgument(f"cannot seek to {offset} from {whence}")
-        self._position = base + offset
         self._failure = None
-        return self._position
+        return super().seek(offset, whence)
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         """Fill `buffer`, or what is left of the blob. Less comes at the end, or before an error of the next call.

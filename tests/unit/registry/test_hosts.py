@@ -315,7 +315,8 @@ def test_hosts_toml_gives_authority_client_certificate_or_no_check(
 def test_plain_http_where_tls_was_expected_is_explained(serve: Serve, connect: Connect) -> None:
     server = serve(manifest())
     with pytest.raises(ConnectionFailed, match=r"hosts\.toml"):
-        connect(hosts=Hosts((), https=[server.host])).repository(f"{server.host}/a/b").resolve()
+        # With the usual patience: a busy machine may take its time over a handshake.
+        connect(hosts=Hosts((), https=[server.host]), settings=Settings()).repository(f"{server.host}/a/b").resolve()
 
 
 def test_a_tls_handshake_that_never_ends_is_cancelled_at_once(connect: Connect) -> None:
