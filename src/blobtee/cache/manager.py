@@ -26,6 +26,7 @@ from blobtee.errors import (
     NeedsRemoteProvider,
     NotFound,
     PermissionDenied,
+    SizeMismatch,
 )
 from blobtee.oci import Descriptor, Digest, Reference, chain_id
 
@@ -80,22 +81,24 @@ class CacheManager:
         """A ref for the layer blob `desc` on top of `parent`; release it after use.
 
         `desc` needs the annotation `containerd.io/uncompressed`, the diff id. A record of the same blobs on each other
-        is used again; one of the same contents lends its snapshot. `image_ref` (or what the handler calls its `ref`,
-        where that is an image reference) is added to those the record knows. The handlers of `parent` are kept.
+        is used again, if it says the same of them; one of the same contents lends its snapshot. `image_ref` (or what
+        the handler calls its `ref`, where that is an image reference) is added to those the record knows. The handlers
+        of `parent` are kept.
 
         `InvalidArgument`: no diff id, or a parent that has no blobs itself (not yet, or a merge). `InvalidReference`.
-        `NeedsRemoteProvider`: the blob is not in the store, and `handlers` has nobody to bring it.
+        `NeedsRemoteProvider`: the blob is not in the store, and `handlers` has nobody to bring it. `SizeMismatch`: the
+        store has it, and in another size.
         """
         diff_id = _diff_id(desc)
         known: dict[str, Handler] = {**(parent.handlers if parent is not None else {}), **(handlers or {})}
-        if not self._can_have(desc.digest, known):
+        if not self.has_all_of(desc) and desc.digest not in known:
             raise NeedsRemoteProvider((str(desc.digest),))
         image_refs = _image_refs(image_ref, known.get(desc.digest))
         record = self._new_record(desc, diff_id, parent, image_refs, description)
         ref: Ref | None = None
         try:
             with self.store.metadata.transaction():
-                ref = self._matching(record, known) or self._inserted(record, desc.digest, parent, known)
+                ref = self._matching(record, parent, known) or self._inserted(record, desc.digest, parent, known)
         except BaseException:
             if ref is not None:
                 ref.release()
@@ -154,18 +157,32 @@ class CacheManager:
             return False
         return True
 
+    def has_all_of(self, desc: Descriptor) -> bool:
+        """As `has`, for a blob that is said to have a size; `SizeMismatch` when it has another."""
+        try:
+            size = self.store.info(desc.digest).size
+        except (NotFound, DataLoss):
+            return False
+        if size != desc.size:
+            raise SizeMismatch(f"layer {desc.digest}, as the image describes it", desc.size, size)
+        return True
+
     def _can_have(self, digest: str, handlers: Mapping[str, Handler]) -> bool:
         return digest in handlers or self.has(digest)
 
-    def _matching(self, wanted: Record, handlers: dict[str, Handler]) -> Ref | None:
-        """A ref on a record of the same blobs, which learns the image references of `wanted`."""
+    def _matching(self, wanted: Record, parent: Ref | None, handlers: dict[str, Handler]) -> Ref | None:
+        """A ref on a record of the same blobs, which learns the image references of `wanted`.
+
+        Ids are made of digests, but size, media type and urls are only what some manifest said. A record made of a
+        manifest that lies must not stand in the way of the true one, and neither must a layer on top of such a record.
+        """
         assert wanted.blob_chain_id is not None
         for match in self.records.by_blob_chain(wanted.blob_chain_id):
-            ref = self._reuse(match, handlers)
-            if ref is not None:
+            if _said(match) == _said(wanted):
                 for name in wanted.image_refs:
                     self.records.add_image_ref(match.id, name)
-                return ref
+                ancestry = parent.ancestry if parent is not None else {}
+                return Ref(self, match.id, {**ancestry, match.id: match}, handlers)
         return None
 
     def _inserted(self, record: Record, blob: Digest, parent: Ref | None, handlers: dict[str, Handler]) -> Ref:
@@ -178,12 +195,6 @@ class CacheManager:
         self.leases.add(record.id, [blob])
         ancestry = parent.ancestry if parent is not None else {}
         return Ref(self, record.id, {**ancestry, record.id: record}, handlers)
-
-    def _reuse(self, match: Record, handlers: dict[str, Handler]) -> Ref | None:
-        try:
-            return Ref(self, match.id, load(self.records, match.id), handlers)
-        except (NotFound, DataLoss):
-            return None  # an ancestor's record is gone: a fresh one takes its place
 
     def _new_record(
         self, desc: Descriptor, diff_id: Digest, parent: Ref | None, image_refs: tuple[str, ...], description: str
@@ -222,6 +233,11 @@ class CacheManager:
             self.records.insert(record)
             self.leases.ensure(record.id)
         return Ref(self, record.id, {**ancestry, record.id: record}, handlers)
+
+
+def _said(record: Record) -> tuple[object, ...]:
+    """What a record has from a manifest, beside digests."""
+    return record.parents, record.size, record.media_type, record.urls
 
 
 def _diff_id(desc: Descriptor) -> Digest:

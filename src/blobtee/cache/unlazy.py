@@ -37,12 +37,13 @@ def unlazy(ref: Ref, desc: Descriptor, handler: Handler | None, session: object)
     Callers who ask for the same digest share one fetch; each may be cancelled alone. Nothing else waits for it.
 
     `UnsupportedMediaType`, before anything is fetched. `NeedsRemoteProvider`: no handler. `LazyUnavailable`: the
-    source does not answer, or has the blob no more (its cause says which); a builder may take it as a cache miss. The
-    rest is the source's own (`Unauthenticated`, `DigestMismatch`, `SizeMismatch`, ...) or the store's. After a failure
-    the store is as before, but for a partial ingest that the next attempt resumes.
+    source does not answer, or has the blob no more (its cause says which); a builder may take it as a cache miss.
+    `SizeMismatch`, also when the blob is here in another size than `desc` says. The rest is the source's own
+    (`Unauthenticated`, `DigestMismatch`, ...) or the store's. After a failure the store is as before, but for a partial
+    ingest that the next attempt resumes.
     """
     manager = ref.manager
-    if manager.has(desc.digest):
+    if manager.has_all_of(desc):
         return
     compression.from_media_type(desc.media_type)
     if handler is None:
@@ -62,6 +63,7 @@ def unlazy(ref: Ref, desc: Descriptor, handler: Handler | None, session: object)
         if isinstance(error, NeedsRemoteProvider):
             raise
         raise LazyUnavailable(f"layer {desc.digest} is not to be had now: {error}") from error
+    manager.has_all_of(desc)  # who shared the fetch may have said another size
     if by != ref.id:
         _settle(ref, desc, manager.store.info(desc.digest))
 

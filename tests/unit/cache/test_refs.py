@@ -22,10 +22,11 @@ from blobtee.errors import (
     InvalidReference,
     NeedsRemoteProvider,
     NotFound,
+    SizeMismatch,
     TooLarge,
 )
 from blobtee.oci import Compressed, chain_id, chain_ids
-from blobtee.oci.mediatypes import DOCKER_LAYER, DOCKER_LAYER_FOREIGN
+from blobtee.oci.mediatypes import DOCKER_LAYER, DOCKER_LAYER_FOREIGN, OCI_LAYER
 from blobtee.testing import images
 from tests.unit.cache.support import IMAGE, Source, add, described, layers, stack
 
@@ -101,6 +102,38 @@ def test_order_and_parents_make_other_records(store: MemoryStore) -> None:
     forth, back = (stack(manager, Source(*given), order) for order in (given, given[::-1]))
     assert forth.id != back.id
     assert forth.chain_id != back.chain_id
+
+
+@pytest.mark.parametrize("lie", [{"size": 5}, {"media_type": OCI_LAYER + "+zstd"}, {"urls": ("https://a.test/x",)}])
+@pytest.mark.parametrize("position", [0, 2])
+def test_a_manifest_that_lies_does_not_stand_in_the_way_of_the_true_one(
+    store: MemoryStore, lie: dict[str, object], position: int
+) -> None:
+    given = layers()
+    source = Source(*given)
+    manager = CacheManager(store)
+    lying = list(given)
+    lying[position] = replace(given[position], descriptor=replace(given[position].descriptor, **lie))  # type: ignore[arg-type]
+    stack(manager, source, lying)
+    remote = stack(manager, source, given).get_remote()
+    said = [(desc.digest, desc.size, desc.media_type, desc.urls) for desc in remote.descriptors]
+    assert said == [(each.descriptor.digest, each.descriptor.size, each.descriptor.media_type, ()) for each in given]
+    remote.unlazy()
+    assert stack(manager, source, given).id == stack(manager, source, given).id
+
+
+def test_a_size_that_the_store_knows_better_is_refused(store: MemoryStore) -> None:
+    (layer,) = layers(1)
+    source = Source(layer)
+    manager = CacheManager(store)
+    lying = replace(layer, descriptor=replace(layer.descriptor, size=5))
+    lazy = stack(manager, source, [lying]).get_remote()
+    add(store, layer)
+    with pytest.raises(SizeMismatch):
+        lazy.unlazy()
+    with pytest.raises(SizeMismatch):
+        stack(manager, source, [lying])
+    assert source.opened == []
 
 
 def test_a_diff_id_is_mandatory(store: MemoryStore) -> None:
