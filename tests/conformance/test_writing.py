@@ -82,6 +82,7 @@ def test_status_tells_what_the_opener_expects(store: Store) -> None:
     expected = digest_of(b"data")
     with store.writer("ref", expected=expected) as writer:
         assert writer.status.expected == expected
+    assert store.status("ref").expected is None
 
 
 def test_opening_again_resumes_with_the_bytes_the_digest_and_the_times(store: Store) -> None:

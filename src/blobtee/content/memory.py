@@ -226,6 +226,8 @@ class _MemoryWriter(Writer):
     def close(self) -> None:
         if self._open:
             self._open = False
+            # What the opener expects ends with its turn (`spec/content.md` section 2, Write).
+            self._ingest.status = dataclasses.replace(self._ingest.status, expected=None)
             self._ingest.locked = False
 
     def _digest_as(self, algorithm: str) -> Digest:
