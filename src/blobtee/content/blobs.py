@@ -135,7 +135,9 @@ class Blobs:
             except BaseException:
                 self._restore(digest, before)
                 raise
-            os.chmod(target, 0o444)
+            with suppress(OSError):
+                # Only against accidents; not every file system has rights.
+                os.chmod(target, 0o444)
             sync_directory(target.parent)
             if before is not None and before.quarantined:
                 self._arrived(info)

@@ -112,6 +112,16 @@ def test_a_root_that_no_file_system_takes_is_refused(tmp_path: Path, name: str) 
         LocalStore(tmp_path / name)
 
 
+def test_a_file_system_without_rights_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: object, mode: int) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with LocalStore(tmp_path) as store:
+        monkeypatch.setattr(os, "chmod", refused)
+        put(store, b"data")
+        assert get(store, b"data") == b"data"
+
+
 def test_a_root_may_have_a_name_of_any_bytes(tmp_path: Path) -> None:
     with LocalStore(tmp_path / os.fsdecode(b"\xff ?#%41")) as store:
         put(store, b"data", {"a": "1"})
