@@ -82,6 +82,10 @@ class Relay:
         for sock in (source, sink):
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+        # A sender that waits for room in our buffer would not hear of it: once that is empty, it is refused.
+        with suppress(OSError):
+            while source.recv(64 << 10):
+                pass
 
     def _breaks(self, direction: Direction, passed: int) -> bool:
         with self._lock:
