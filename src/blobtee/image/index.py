@@ -15,6 +15,10 @@ MAX_NAME_NBYTES = 256 << 20
 """Bytes of all paths, link targets and extended attributes of one layer that are kept."""
 
 
+MAX_PLACES = 2 * MAX_ENTRIES
+"""Paths of one layer that are kept: those of its entries, and the directories above them that it does not mention."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """A file, directory or other object of the image.
@@ -74,7 +78,9 @@ class LayerIndex:
         self.number = number
         self.root = Place()
         self.is_plain = True
-        """No entry went through a directory that the layer had not said before: no lower layer has a say in it."""
+        """No entry went through a directory that the layer had not said before, and no hard link leads out of it: no
+        lower layer has a say in it."""
+        self._places = 0
 
     def find(self, path: str) -> Place | None:
         place: Place | None = self.root
@@ -94,10 +100,16 @@ class LayerIndex:
                 place.node = None
                 place.whiteout = True
             child = place.children.get(part)
-            if child is None:
-                child = place.children[part] = Place()
-            place = child
+            place = child if child is not None else self._child(place, part)
         return place
+
+    def _child(self, place: Place, part: str) -> Place:
+        """A new place. `TooLarge`: a path of a few kilobytes, which packs to nothing, names thousands of them."""
+        self._places += 1
+        if self._places > MAX_PLACES:
+            raise TooLarge(f"a layer of more than {MAX_PLACES} paths")
+        child = place.children[part] = Place()
+        return child
 
     def put(self, path: str, node: Node) -> None:
         """Put `node` at `path`. A directory keeps what is below it; anything else takes its place."""
@@ -115,7 +127,8 @@ class LayerIndex:
         for part in parts(path):
             if place.node is not None and place.node.type is not EntryType.DIRECTORY:
                 return  # that hides everything already
-            place = place.children.setdefault(part, Place())
+            child = place.children.get(part)
+            place = child if child is not None else self._child(place, part)
         if opaque:
             place.opaque = True
         else:
@@ -181,5 +194,6 @@ class Builder:
         target = self.index.find(entry.linkname)
         if target is not None and target.node is not None and target.node.type is not EntryType.DIRECTORY:
             return target.node.entry
-        self._note_parents(entry.linkname)
+        # Settled while the layers are put together, once and from the base on: links to links would be long to follow.
+        self.index.is_plain = False
         return entry

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from blobtee.errors import CorruptData, NotFound
+from blobtee.errors import CorruptData, NotFound, TooLarge
 from blobtee.image.index import LayerIndex, Node, Place, implied_directory, parent, parts
 from blobtee.layers import Entry, EntryType, whiteout
 from blobtee.tasks import check
 
 MAX_LINKS = 40
 """Symbolic links that are followed for one path, as Linux does."""
+
+MAX_STEPS = 200_000_000
+"""Directories that one view goes through to find paths: about half a minute. Images have a hundredth of it; paths and
+links that are made for it would take days."""
 
 _Stack = list[tuple[int, Place]]
 
@@ -22,12 +26,17 @@ class View:
         self._index_of = index_of
         self._top = top
         self._own = own
+        self._steps = 0
 
     def get(self, path: str) -> Node | None:
         """What is at `path`, taken literally: its parents are no symbolic links. Layers are opened from the top, until
-        one says. `CorruptData` for a hard link to nothing."""
+        one says. `CorruptData` for a hard link to nothing; `TooLarge` after `MAX_STEPS` in all."""
         said_by_children = False
+        depth = path.count("/") + 1
         for index in self._indexes():
+            self._steps += depth
+            if self._steps > MAX_STEPS:
+                raise TooLarge("paths that are too long to follow: deep directories, links or both")
             place, is_cut, is_blocked = _descend(index, path)
             if place is not None:
                 if place.node is not None:
@@ -50,6 +59,7 @@ class View:
         node = self.get("") if not pending else None
         links = 0
         while pending:
+            check()
             part = pending.pop()
             if part == "..":
                 del done[-1:]

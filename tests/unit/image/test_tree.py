@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from blobtee.content import MemoryStore
 from blobtee.errors import Closed, CorruptData, InvalidArgument, NotFound, TooLarge, UnsupportedMediaType
-from blobtee.image import Tree, index
+from blobtee.image import Tree, index, view
 from blobtee.layers import EntryType
 from blobtee.oci import Compressed, Descriptor, Digest
 from blobtee.testing import images
@@ -272,6 +272,33 @@ def test_layers_with_too_many_entries_are_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(index, "MAX_NAME_NBYTES", 3)
     with pytest.raises(TooLarge):
         tree([f("long")]).lookup("1")
+
+
+def test_a_few_long_paths_do_not_become_millions_of_directories(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "MAX_PLACES", 1000)
+    deep = "/d" * 400
+    assert tree([f("1" + deep), f("1" + deep + "/e"), f("2" + deep)]).lookup("2" + deep).type is EntryType.FILE
+    with pytest.raises(TooLarge):
+        tree([f(str(n) + deep) for n in range(3)]).lookup("x")
+    with pytest.raises(TooLarge):
+        tree([w(str(n) + deep) for n in range(3)]).lookup("x")
+
+
+def test_paths_that_would_take_days_to_follow_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each link makes what is known of the directories above the next file worthless.
+    deep = "d/" * 100
+    hostile = [put for n in range(50) for put in (f(f"{deep}{n}"), s(f"l{n}", "x"))]
+    assert len(list(tree(hostile, hostile).walk())) == 200
+    monkeypatch.setattr(view, "MAX_STEPS", 100_000)
+    with pytest.raises(TooLarge):
+        list(tree(hostile, hostile).walk())
+
+
+def test_a_hard_link_in_each_of_many_layers_is_followed_to_the_base() -> None:
+    links = [[h(f"f{n}", f"f{n - 1}")] for n in range(1, 400)]
+    seen = tree([f("f0", "the one")], *links, compression=Compressed.NONE)
+    assert read(seen, "f399") == "the one"
+    assert seen.lookup("f200").layer == 0
 
 
 def test_many_threads_read_one_tree() -> None:
