@@ -176,6 +176,8 @@ class Server:
 
     @staticmethod
     def _read(incoming: io.BufferedReader, number: int) -> Asked | None:
+        if incoming.peek(1)[:1] == b"\x16":
+            return None  # a TLS greeting, refused as real servers do: it need not hold the end of a line
         line = incoming.readline().decode("latin-1").split()
         if len(line) != 3:
             return None
