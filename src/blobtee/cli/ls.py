@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 
 import click
 
-from blobtee.cli.output import printable
 from blobtee.cli.reading import opened
 from blobtee.cli.session import PlatformType, Session, verb
 from blobtee.image import Image, Node
@@ -46,7 +45,7 @@ def command(session: Session, name: str, path: str, long: bool, recursive: bool,
     with session.store() as store, session.registry(name.partition("@")[0]) as registry:
         with opened(session, store, registry, name, platform) as image:
             for node in _nodes(image, path, recursive):
-                session.output.result(_fields(node), _long(node) if long else printable("/" + node.path))
+                session.output.result(_fields(node), _long(node) if long else "/" + node.path)
     return 0
 
 
@@ -85,4 +84,4 @@ def _long(node: Node) -> str:
     except (OverflowError, ValueError, OSError):
         when = str(entry.mtime_ns // 1_000_000_000)
     target = f" -> {node.linkname}" if node.type is EntryType.SYMLINK else ""
-    return printable(f"{mode} {entry.uid:>5} {entry.gid:>5} {node.size:>12} {when} /{node.path}{target}")
+    return f"{mode} {entry.uid:>5} {entry.gid:>5} {node.size:>12} {when} /{node.path}{target}"

@@ -23,8 +23,8 @@ class Output:
         self._quiet = quiet
 
     def result(self, value: Mapping[str, object], text: str) -> None:
-        """One result: as a JSON object on a line of its own, or as `text`."""
-        self.line(json.dumps(value) if self.as_json else text)
+        """One result: as a JSON object on a line of its own, or as `text`, which is one line whatever is in it."""
+        self.line(json.dumps(value) if self.as_json else printable(text))
 
     def line(self, text: str) -> None:
         # Names in images may hold bytes that are no text; they come out as they are.

@@ -37,7 +37,12 @@ def default_root() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/blobtee")
     data = os.environ.get("XDG_DATA_HOME", "")
-    return (Path(data) if os.path.isabs(data) else Path.home() / ".local" / "share") / "blobtee"
+    if os.path.isabs(data):
+        return Path(data) / "blobtee"
+    try:
+        return Path.home() / ".local" / "share" / "blobtee"
+    except RuntimeError:
+        raise click.UsageError("this user has no home folder to keep a store in; say --root or BLOBTEE_ROOT") from None
 
 
 @dataclass

@@ -136,8 +136,9 @@ class DockerArchiveSource:
 
     def _chosen(self) -> tuple[str, list[str]]:
         """The config's and the layers' paths of the image that is asked for."""
+        raw = read_small(self._files, "manifest.json")
         try:
-            images = json.loads(read_small(self._files, "manifest.json"))
+            images = json.loads(raw)
         except (ValueError, RecursionError):
             raise InvalidDocument(f"{self._what}: manifest.json is not JSON") from None
         if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +17,15 @@ from typing import Protocol
 from blobtee.content import Layout, ReaderAt
 from blobtee.content.files import FileReader, make_directory, os_errors, sync_directory, write_all
 from blobtee.content.layout import IMAGE_NAME, INDEX_FILE, REF_NAME
-from blobtee.errors import DigestMismatch, InvalidDocument, InvalidReference, NotFound, SizeMismatch, TooLarge
+from blobtee.errors import (
+    DigestMismatch,
+    InvalidArgument,
+    InvalidDocument,
+    InvalidReference,
+    NotFound,
+    SizeMismatch,
+    TooLarge,
+)
 from blobtee.oci import Descriptor, Digest, Index, Manifest, Reference, parse_document
 from blobtee.oci.documents import MAX_DOCUMENT
 from blobtee.registry.fetcher import DocumentReader
@@ -33,6 +42,18 @@ class Files(Protocol):
     def close(self) -> None: ...
 
 
+def open_file(path: Path) -> FileReader:
+    """The file at `path`. `InvalidArgument` for what cannot be read at random: a pipe, a device, a directory."""
+    with os_errors(f"read {path}"):
+        # Without O_NONBLOCK a pipe would wait here for its writer, out of reach of any cancellation.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        info = os.fstat(fd)
+        if stat.S_ISREG(info.st_mode):
+            return FileReader(fd, info.st_size, str(path))
+        os.close(fd)
+    raise InvalidArgument(f"{path} is not a file; save the image to one first")
+
+
 class Directory:
     """`Files` below a directory. Only paths made of digests and fixed names are asked for."""
 
@@ -40,10 +61,7 @@ class Directory:
         self.root = root
 
     def open(self, path: str) -> ReaderAt:
-        where = self.root / path
-        with os_errors(f"read {where}"):
-            fd = os.open(where, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            return FileReader(fd, os.fstat(fd).st_size, str(where))
+        return open_file(self.root / path)
 
     def close(self) -> None:
         pass
@@ -75,8 +93,9 @@ class LayoutSource:
         return self._name
 
     def root(self) -> Descriptor:
+        raw = read_small(self._files, INDEX_FILE)
         try:
-            index = json.loads(read_small(self._files, INDEX_FILE))
+            index = json.loads(raw)
         except (ValueError, RecursionError):
             raise InvalidDocument(f"{self._what}: {INDEX_FILE} is not JSON") from None
         entries = index.get("manifests") if isinstance(index, dict) else None

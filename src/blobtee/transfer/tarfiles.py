@@ -14,10 +14,11 @@ from blobtee import tasks
 from blobtee.compression import decompress, detect
 from blobtee.content import ReaderAt
 from blobtee.content.files import FileReader, os_errors, sync_directory
-from blobtee.errors import CorruptData, NotFound, TooLarge
+from blobtee.errors import CorruptData, InvalidArgument, NotFound, TooLarge
 from blobtee.layers import EntryType, entries
 from blobtee.layers.entry import normalise
 from blobtee.oci import Compressed
+from blobtee.transfer.layouts import open_file
 
 MAX_MEMBERS = 100_000
 _PIECE = 1 << 20
@@ -34,9 +35,7 @@ class TarFiles:
     def __init__(self, path: Path) -> None:
         """`NotFound`; `CorruptData` for what is no tar; `TooLarge` with more than `MAX_MEMBERS` members."""
         self._path = path
-        with os_errors(f"read {path}"):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._reader = FileReader(fd, os.fstat(fd).st_size, str(path))
+        self._reader = open_file(path)
         try:
             if detect(self._reader.read_at(0, 512)) is not Compressed.NONE:
                 self._reader = self._decompressed()
@@ -129,11 +128,16 @@ class TarWriter:
     """
 
     def __init__(self, path: Path) -> None:
+        """`InvalidArgument` for a path where something else than a file is: it would be replaced by one."""
         self._path = path
-        self._unfinished = path.with_name(f".{path.name[:100]}-{secrets.token_hex(4)}")
         self._file: IO[bytes] | None = None
         self._names: set[str] = set()
         with os_errors(f"write {path}"):
+            if path.exists() and not path.is_file():
+                raise InvalidArgument(f"{path} is not a file; an archive can only be written to one")
+            # Where a link leads to is replaced, not the link.
+            self._path = Path(os.path.realpath(path))
+            self._unfinished = self._path.with_name(f".{self._path.name[:100]}-{secrets.token_hex(4)}")
             # Open until `finish` or `close`.
             self._file = open(self._unfinished, "xb")  # noqa: SIM115
 

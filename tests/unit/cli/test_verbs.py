@@ -126,6 +126,27 @@ def test_copy_needs_no_store_and_makes_none(server: MemoryRegistry, run: Run, tm
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize("name", ["up\x1b[2J\nblobtee: error", "half\ud800"])
+def test_a_name_that_a_layout_gives_stays_on_its_line(run: Run, tmp_path: Path, name: str) -> None:
+    source = image(FILES)
+    source.write_layout(tmp_path / "layout", name)
+    result = run("pull", f"oci:{tmp_path}/layout")
+    assert (result.status, result.text.count("\n"), result.text[:-1].isprintable()) == (0, 1, True)
+    assert json.loads(run("pull", "--json", f"oci:{tmp_path}/layout").out)["name"] == name
+
+
+def test_without_a_home_folder_the_root_has_to_be_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BLOBTEE_ROOT")
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr("os.geteuid", lambda: 4_000_000)
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000)
+    result = run("blobs")
+    assert result.status == 2
+    assert "--root" in result.err
+    assert run("blobs", "--help").status == 0
+
+
 def test_cat_and_ls_take_addresses_of_files_too(server: MemoryRegistry, run: Run, tmp_path: Path) -> None:
     run("copy", image(FILES).push(server, "team/app", "v1"), f"oci-archive:{tmp_path}/a.tar")
     assert run("cat", f"oci-archive:{tmp_path}/a.tar", "etc/name").out == b"top\n"

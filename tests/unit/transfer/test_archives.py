@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from blobtee.content import LocalStore
-from blobtee.errors import BlobteeError, CorruptData, DigestMismatch, InvalidDocument, NotFound, TooLarge
+from blobtee.errors import (
+    BlobteeError,
+    CorruptData,
+    DigestMismatch,
+    InvalidArgument,
+    InvalidDocument,
+    NotFound,
+    TooLarge,
+)
 from blobtee.oci import Compressed, Platform
 from blobtee.registry import Registry
 from blobtee.testing import ImageSource, MemoryRegistry, image, index
@@ -230,6 +239,31 @@ def test_an_oci_archive_whose_blobs_lie_is_refused(
         with pytest.raises(error):
             pull(f"oci-archive:{tmp_path}/b.tar", store)
     assert store.layout.names() == {}
+
+
+@pytest.mark.parametrize("scheme", ["oci", "oci-archive", "docker-archive"])
+def test_what_is_no_file_is_neither_waited_for_nor_replaced(store: LocalStore, tmp_path: Path, scheme: str) -> None:
+    source = image(FILES).write_layout(tmp_path / "good")
+    pipe = tmp_path / ("layout/index.json" if scheme == "oci" else "pipe")
+    pipe.parent.mkdir(exist_ok=True)
+    os.mkfifo(pipe)
+    with pytest.raises(InvalidArgument, match="not a file"):
+        pull(f"{scheme}:{pipe.parent if scheme == 'oci' else pipe}", store)
+    if scheme != "oci":
+        with pytest.raises(InvalidArgument, match="not a file"):
+            copy(f"oci:{source}", f"{scheme}:{pipe}")
+        assert pipe.is_fifo()
+
+
+def test_an_archive_is_written_where_a_link_leads(tmp_path: Path) -> None:
+    source = image(FILES).write_layout(tmp_path / "good")
+    target, name = tmp_path / "there" / "image.tar", tmp_path / "link.tar"
+    target.parent.mkdir()
+    name.symlink_to(target)
+    copy(f"oci:{source}", f"oci-archive:{name}")
+    assert name.is_symlink()
+    assert "index.json" in members(target)
+    assert list(target.parent.iterdir()) == [target]
 
 
 def test_what_is_not_there_or_is_something_else_is_said_so(store: LocalStore, tmp_path: Path) -> None:
