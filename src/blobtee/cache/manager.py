@@ -99,6 +99,11 @@ class CacheManager:
         try:
             with self.store.metadata.transaction():
                 ref = self._matching(record, parent, known) or self._inserted(record, desc.digest, parent, known)
+        except PermissionDenied:
+            # A store that can only be read: the records that it has will do.
+            ref = self._matching(record, parent, known)
+            if ref is None:
+                raise
         except BaseException:
             if ref is not None:
                 ref.release()
@@ -180,7 +185,8 @@ class CacheManager:
         for match in self.records.by_blob_chain(wanted.blob_chain_id):
             if _said(match) == _said(wanted):
                 for name in wanted.image_refs:
-                    self.records.add_image_ref(match.id, name)
+                    if name not in match.image_refs:
+                        self.records.add_image_ref(match.id, name)
                 ancestry = parent.ancestry if parent is not None else {}
                 return Ref(self, match.id, {**ancestry, match.id: match}, handlers)
         return None

@@ -208,7 +208,8 @@ def test_a_hostile_docker_archive_ends_in_an_error_of_ours(store: LocalStore, tm
     with pytest.raises(error):
         pull(f"docker-archive:{path}", store)
     assert store.layout.names() == {}
-    assert not any("evil" in str(found) for found in tmp_path.rglob("*"))
+    # Not rglob: a fetch that was given up may still be taking its ingest away.
+    assert not any("evil" in name for _, folders, names in os.walk(tmp_path) for name in (*folders, *names))
 
 
 @pytest.mark.parametrize("cut", [0, 100, 512, 5000, 600_000])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ from blobtee.errors import (
     LazyUnavailable,
     NeedsRemoteProvider,
     NotFound,
+    PermissionDenied,
     UnsupportedMediaType,
 )
 from blobtee.oci import Compressed, Descriptor
@@ -391,3 +395,27 @@ def test_bytes_that_hash_to_something_else_name_both_digests(
     server.add_blob("team/app", b"\1" * desc.size, desc.digest)
     with pytest.raises(DigestMismatch, match=desc.digest):
         pull(name, store, registry=client)
+
+
+def test_an_image_of_a_store_that_can_only_be_read_is_read(server: MemoryRegistry, client: Registry) -> None:
+    name = image([{"a": b"1"}, {"b": b"2"}]).push(server, "team/app")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder, "store")
+        with LocalStore(root) as store:
+            pull(name, store, registry=client).close()
+        for path in (*root.rglob("*"), root):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        Path(folder).chmod(0o755)
+        before = os.geteuid()
+        os.seteuid(65534 if before == 0 else before)
+        try:
+            with LocalStore(root) as store, open_image(name, store, registry=client) as found:
+                assert store.read_only
+                with found.open("/a") as file:
+                    assert file.read() == b"1"
+            with LocalStore(root) as store, pytest.raises(PermissionDenied):
+                pull(name, store, registry=client, name="other")
+        finally:
+            os.seteuid(before)
+            for path in (root, *root.rglob("*")):
+                path.chmod(0o755)
