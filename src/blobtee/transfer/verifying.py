@@ -250,6 +250,8 @@ def _repair(store: MetadataStore, problems: Sequence[Problem], needs: _Needs, re
 def _repair_one(store: MetadataStore, problem: Problem, needs: _Needs, registry: Registry) -> Problem:
     digest = problem.digest
     try:
+        if problem.kind == "broken" and _is_whole_now(store, digest):
+            return replace(problem, repaired=True)
         info = _take_out(store, digest) if problem.kind == "broken" else None
         known = dict(needs.origins.get(digest, {}))
         if info is not None:
@@ -273,10 +275,23 @@ def _repair_one(store: MetadataStore, problem: Problem, needs: _Needs, registry:
     return replace(problem, repaired=True)
 
 
-def _take_out(store: MetadataStore, digest: Digest) -> Info:
-    """Take a broken blob out of the store, set aside where the store can; what was known of it."""
-    if isinstance(store, LocalStore):
-        return store.quarantine(digest)
-    info = store.info(digest)
-    store.delete(digest)
-    return info
+def _is_whole_now(store: MetadataStore, digest: Digest) -> bool:
+    """Whether somebody else has repaired the blob since it was read: a good one must not be taken out."""
+    try:
+        info = store.info(digest)
+    except (NotFound, DataLoss):
+        return False
+    with tasks.reporting(None):
+        return not _hash_all(store, [info])
+
+
+def _take_out(store: MetadataStore, digest: Digest) -> Info | None:
+    """Take a broken blob out of the store, set aside where the store can; what was known of it. None when somebody
+    else was quicker."""
+    with contextlib.suppress(NotFound):
+        if isinstance(store, LocalStore):
+            return store.quarantine(digest)
+        info = store.info(digest)
+        store.delete(digest)
+        return info
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from blobtee.oci import Digest
 from blobtee.registry import Registry
 from blobtee.testing import MemoryRegistry, image
 from blobtee.testing.images import Files
-from blobtee.transfer import open_image, pull, verify
+from blobtee.transfer import open_image, pull, verify, verifying
 
 FILES: list[Files] = [{"a": bytes(range(256)) * 9000}, {"b": b"b" * 5000}]
 
@@ -80,6 +81,33 @@ def test_a_broken_blob_is_named_with_its_image_and_brought_again(
     )
     with open_image(name, store, registry=client) as opened, opened.open("a") as file:
         assert file.read() == FILES[0]["a"]
+
+
+@pytest.mark.parametrize("brought_again", [True, False])
+def test_what_somebody_else_repairs_meanwhile_is_left_alone(
+    server: MemoryRegistry, client: Registry, store: LocalStore, monkeypatch: pytest.MonkeyPatch, brought_again: bool
+) -> None:
+    source = image(FILES)
+    pull(source.push(server, "team/app"), store, registry=client).close()
+    digest = source.layers[0].descriptor.digest
+    damage(store, digest)
+    read = verifying._hash_all
+
+    def read_and_be_overtaken(*arguments: Any) -> dict[Digest, str]:
+        monkeypatch.setattr(verifying, "_hash_all", read)
+        found = read(*arguments)
+        if brought_again:
+            assert verify(store, repair=True, registry=client).good
+        else:
+            store.quarantine(digest)
+        server.reset()
+        return found
+
+    monkeypatch.setattr(verifying, "_hash_all", read_and_be_overtaken)
+    result = verify(store, repair=True, registry=client)
+    assert [(problem.digest, problem.repaired) for problem in result.problems] == [(digest, True)]
+    assert server.counters.sent["blob"] == (0 if brought_again else len(source.layers[0].data))
+    assert verify(store).problems == ()
 
 
 def test_what_nobody_can_bring_again_stays_out(server: MemoryRegistry, client: Registry, store: LocalStore) -> None:
