@@ -65,7 +65,7 @@ bench-peers: $(VENV)/bench ## Measure beside Go's path on this machine (needs Go
 sanitize: $(VENV)/test ## Test the C core under ASan and UBSan, and fuzz it
 	scripts/sanitize
 
-wheel: $(VENV)/pip ## Build the sdist, the wheel from it, repair, audit and import it
+wheel: ## Build the sdist, the wheel from it, repair, audit and import it
 	scripts/wheel
 
 clean: ## Remove everything that the other targets made
