@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 
 from blobtee.errors import InvalidArgument
 from blobtee.oci import Descriptor, Digest, Reference
+from blobtee.oci.annotations import TOC_DIGEST as TOC_DIGEST
+from blobtee.oci.annotations import UNCOMPRESSED as UNCOMPRESSED
+from blobtee.oci.annotations import UNCOMPRESSED_SIZE as UNCOMPRESSED_SIZE
 
-UNCOMPRESSED = "containerd.io/uncompressed"
 CREATED_AT = "buildkit/createdat"
-TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
-UNCOMPRESSED_SIZE = "io.containers.estargz.uncompressed-size"
 SOURCE = "containerd.io/distribution.source."
 LINK = "containerd.io/gc.ref.content.blob-"
 MEDIA_TYPE = "buildkit.io/blob/mediatype"

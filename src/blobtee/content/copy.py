@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import random
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import repeat
@@ -217,7 +215,7 @@ def _fill_slot(stream: io.RawIOBase, slot: bytearray, limit: int) -> tuple[int, 
 def _pump(writer: Writer, provider: Provider, desc: Descriptor, progress: tasks.Progress) -> None:
     """Read in one thread, hash and write in this one."""
     group = tasks.Group(name="blobtee-copy")
-    belt = _Belt(group.cancellation)
+    belt = tasks.Belt[Filled](group.cancellation, slots=SLOTS, nbytes=SLOT)
     offset = writer.status.offset
 
     def read() -> None:
@@ -239,60 +237,3 @@ def _pump(writer: Writer, provider: Provider, desc: Descriptor, progress: tasks.
     finally:
         # Not inside the group: when a write fails, leaving the group wakes the reader that waits for an empty slot.
         belt.leave()
-
-
-class _Belt:
-    """Slots that go round between a reading thread and a writing one. Waiting ends when the group is cancelled."""
-
-    def __init__(self, cancellation: tasks.Cancellation) -> None:
-        self._cancellation = cancellation
-        self._changed = threading.Condition()
-        self._made = 0
-        self._empty: list[bytearray] = []
-        self._filled: deque[Filled] = deque()
-        self._ended = False
-        self._error: BaseException | None = None
-        self.leave = cancellation.on_cancel(self._wake)
-
-    def take_empty(self) -> bytearray:
-        with self._changed:
-            if not self._empty and self._made < SLOTS:
-                self._made += 1
-                return bytearray(SLOT)
-            while not self._empty:
-                self._cancellation.check()
-                self._changed.wait()
-            return self._empty.pop()
-
-    def put_empty(self, slot: bytearray) -> None:
-        with self._changed:
-            self._empty.append(slot)
-            self._changed.notify_all()
-
-    def put_filled(self, filled: Filled) -> None:
-        with self._changed:
-            self._filled.append(filled)
-            self._changed.notify_all()
-
-    def take_filled(self) -> Filled | None:
-        """The next slot; None at the end, or the reader's error."""
-        with self._changed:
-            while not self._filled and not self._ended:
-                self._cancellation.check()
-                self._changed.wait()
-            self._cancellation.check()
-            if self._filled:
-                return self._filled.popleft()
-            if self._error is not None:
-                raise self._error
-            return None
-
-    def end(self, error: BaseException | None) -> None:
-        with self._changed:
-            self._ended = True
-            self._error = error
-            self._changed.notify_all()
-
-    def _wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()

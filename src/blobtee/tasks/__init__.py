@@ -4,12 +4,14 @@ Context (what cancels the work, who is told of progress, and what higher rooms a
 `contextvars`: every thread started here runs in a copy of its starter's context.
 """
 
+from blobtee.tasks.belt import Belt
 from blobtee.tasks.cancellation import Cancellation, check, current, scope, shield, sleep
 from blobtee.tasks.flight import SingleFlight
 from blobtee.tasks.group import Group, Task
 from blobtee.tasks.progress import Event, Progress, Reporter, meter, reporting
 
 __all__ = [
+    "Belt",
     "Cancellation",
     "Event",
     "Group",
