@@ -122,14 +122,15 @@ class Leases:
             self.delete(lease_id)
 
     @contextmanager
-    def hold(self) -> Iterator[str]:
+    def hold(self, *, fresh: bool = False) -> Iterator[str]:
         """Run the block under the lease of the context, or under a temporary one that is dropped at its end,
         also when the block was cancelled. Gives the lease's id.
 
+        `fresh` asks for a temporary one in any case: for work that several share, and that outlives each of them.
         A temporary lease is written when it first protects something: reading alone writes nothing.
         """
         outer = _current.get()
-        if outer is not None:
+        if outer is not None and not fresh:
             yield outer.lease.id
             return
         now = time.time_ns()
