@@ -185,12 +185,33 @@ void bt_gzip_free(bt_gzipper *g);
 /* The most bytes a member of in_nbytes can take, at any level; 0 when that does not fit size_t. Thread-safe. */
 size_t bt_gzip_bound(size_t in_nbytes);
 
-/* Writes in[0, in_nbytes) as one gzip member: no name, no time, OS 255 ("unknown"), so that equal input gives
- * equal bytes (with one version of libdeflate and one level).
- * BT_OK, and *member_nbytes is its length; BT_BUSY; BT_NO_SPACE, then out[0, out_nbytes) is unspecified. With
- * bt_gzip_bound(in_nbytes) there is always space; less may be refused even if the member would just fit. */
+/* The most input of a sized member (see bt_gzip_member): what it deflates to has to fit four bytes. */
+#define BT_GZIP_SIZED_MAX_NBYTES (1u << 30)
+
+/* Writes in[0, in_nbytes) as one gzip member: no name, no time, XFL 0, OS 255 ("unknown"), so that equal input gives
+ * equal bytes (with one version of libdeflate and one level). If `sized`, the header says how long the member is: it has
+ * one extra subfield, "MZ", whose four bytes (little endian) are the size of the deflate data, as MiGz writes it. That data
+ * lies between the header of 20 bytes and the trailer of 8, so a reader can find the next member without inflating.
+ * BT_OK, and *member_nbytes is its length; BT_BUSY; BT_TOO_LONG for a sized member of more than BT_GZIP_SIZED_MAX_NBYTES;
+ * BT_NO_SPACE, then out[0, out_nbytes) is unspecified. With bt_gzip_bound(in_nbytes) there is always space; less may be
+ * refused even if the member would just fit. */
 int bt_gzip_member(bt_gzipper *g, const uint8_t *in, size_t in_nbytes,
-                   uint8_t *out, size_t out_nbytes, size_t *member_nbytes);
+                   uint8_t *out, size_t out_nbytes, int sized, size_t *member_nbytes);
+
+/* ---- gzip: reading a whole member at once -------------------------------------------------------------------- */
+
+typedef struct bt_gunzipper bt_gunzipper;
+
+/* A context for bt_gunzip_member; it may be used again and again. NULL when memory is out. Free it with bt_gunzip_free. */
+bt_gunzipper *bt_gunzip_alloc(void);
+
+/* Frees it; NULL is allowed. It must not be in use. */
+void bt_gunzip_free(bt_gunzipper *g);
+
+/* Decompresses in[0, in_nbytes), which must be exactly one member that holds exactly out_nbytes bytes. Faster than
+ * bt_inflate, and it compares CRC-32 and length as that does, but neither checks a header's checksum nor tells what is wrong.
+ * BT_OK; BT_BUSY; BT_BAD_DEFLATE for anything that is not so, then out[0, out_nbytes) is unspecified. */
+int bt_gunzip_member(bt_gunzipper *g, const uint8_t *in, size_t in_nbytes, uint8_t *out, size_t out_nbytes);
 
 /* ---- what it was built with --------------------------------------------------------------------------------- */
 

@@ -53,8 +53,14 @@ typedef struct bt_gzipper bt_gzipper;
 bt_gzipper *bt_gzip_alloc(int level);
 void bt_gzip_free(bt_gzipper *g);
 size_t bt_gzip_bound(size_t in_nbytes);
+#define BT_GZIP_SIZED_MAX_NBYTES ...
 int bt_gzip_member(bt_gzipper *g, const uint8_t *in, size_t in_nbytes,
-                   uint8_t *out, size_t out_nbytes, size_t *member_nbytes);
+                   uint8_t *out, size_t out_nbytes, int sized, size_t *member_nbytes);
+
+typedef struct bt_gunzipper bt_gunzipper;
+bt_gunzipper *bt_gunzip_alloc(void);
+void bt_gunzip_free(bt_gunzipper *g);
+int bt_gunzip_member(bt_gunzipper *g, const uint8_t *in, size_t in_nbytes, uint8_t *out, size_t out_nbytes);
 
 const char *bt_isal_version(void);
 const char *bt_libdeflate_version(void);

@@ -403,26 +403,100 @@ void bt_gzip_free(bt_gzipper *g)
     }
 }
 
+/* RFC 1952 section 2.3.1.1: a subfield "MZ" of four bytes, which MiGz defined for the size of the member's deflate data. */
+#define EXTRA_NBYTES 10 /* its own length, the subfield's name and length, the size */
+
 size_t bt_gzip_bound(size_t in_nbytes)
 {
     /* libdeflate adds without looking; half the address space leaves its additions room */
     if (in_nbytes > SIZE_MAX / 2)
         return 0;
-    return libdeflate_gzip_compress_bound(NULL, in_nbytes);
+    return libdeflate_deflate_compress_bound(NULL, in_nbytes) + FIXED_HEADER_NBYTES + EXTRA_NBYTES + TRAILER_NBYTES;
+}
+
+static void put_little_endian(uint8_t *p, uint32_t value)
+{
+    for (int i = 0; i < 4; i++)
+        p[i] = (uint8_t)(value >> 8 * i);
+}
+
+/* Compresses into out and puts header and trailer around it; the member's length, 0 for want of space. */
+static size_t member(struct libdeflate_compressor *compressor, const uint8_t *in, size_t in_nbytes,
+                     uint8_t *out, size_t out_nbytes, int sized)
+{
+    /* ID, CM, FLG, MTIME 0, XFL 0, OS 255: nothing that says when or where it was made */
+    uint8_t header[FIXED_HEADER_NBYTES + EXTRA_NBYTES] = {
+        0x1f, 0x8b, 8, sized ? FEXTRA : 0, 0, 0, 0, 0, 0, 255, EXTRA_NBYTES - 2, 0, 'M', 'Z', 4, 0};
+    size_t header_nbytes = sized ? sizeof(header) : FIXED_HEADER_NBYTES;
+
+    if (out_nbytes < header_nbytes + TRAILER_NBYTES)
+        return 0;
+    size_t deflate_nbytes = libdeflate_deflate_compress(compressor, in, in_nbytes, out + header_nbytes,
+                                                        out_nbytes - header_nbytes - TRAILER_NBYTES);
+    if (deflate_nbytes == 0 || (sized && deflate_nbytes > UINT32_MAX))
+        return 0;
+    if (sized)
+        put_little_endian(header + header_nbytes - 4, (uint32_t)deflate_nbytes);
+    memcpy(out, header, header_nbytes);
+    put_little_endian(out + header_nbytes + deflate_nbytes, libdeflate_crc32(0, in, in_nbytes));
+    put_little_endian(out + header_nbytes + deflate_nbytes + 4, (uint32_t)in_nbytes);
+    return header_nbytes + deflate_nbytes + TRAILER_NBYTES;
 }
 
 int bt_gzip_member(bt_gzipper *g, const uint8_t *in, size_t in_nbytes,
-                   uint8_t *out, size_t out_nbytes, size_t *member_nbytes)
+                   uint8_t *out, size_t out_nbytes, int sized, size_t *member_nbytes)
 {
     uint8_t nothing[1] = {0};
+    if (sized && in_nbytes > BT_GZIP_SIZED_MAX_NBYTES)
+        return BT_TOO_LONG;
     if (!claim(&g->busy))
         return BT_BUSY;
-    /* libdeflate writes ID, CM, no flags, MTIME 0, XFL from the level, OS 255 */
-    size_t nbytes = libdeflate_gzip_compress(g->compressor, in_nbytes > 0 ? in : nothing, in_nbytes,
-                                             out_nbytes > 0 ? out : nothing, out_nbytes);
+    size_t nbytes = member(g->compressor, in_nbytes > 0 ? in : nothing, in_nbytes, out, out_nbytes, sized);
     release(&g->busy);
     if (nbytes == 0)
         return BT_NO_SPACE;
     *member_nbytes = nbytes;
     return BT_OK;
+}
+
+/* ---- reading a whole member --------------------------------------------------------------------------------- */
+
+struct bt_gunzipper {
+    struct libdeflate_decompressor *decompressor;
+    uint32_t busy;
+};
+
+bt_gunzipper *bt_gunzip_alloc(void)
+{
+    bt_gunzipper *g = calloc(1, sizeof(*g));
+    if (g == NULL)
+        return NULL;
+    g->decompressor = libdeflate_alloc_decompressor();
+    if (g->decompressor == NULL) {
+        free(g);
+        return NULL;
+    }
+    return g;
+}
+
+void bt_gunzip_free(bt_gunzipper *g)
+{
+    if (g != NULL) {
+        libdeflate_free_decompressor(g->decompressor);
+        free(g);
+    }
+}
+
+int bt_gunzip_member(bt_gunzipper *g, const uint8_t *in, size_t in_nbytes, uint8_t *out, size_t out_nbytes)
+{
+    uint8_t nothing[1] = {0};
+    size_t used_nbytes = 0;
+    if (!claim(&g->busy))
+        return BT_BUSY;
+    /* without a place for the actual size, libdeflate refuses what does not fill the output exactly */
+    enum libdeflate_result result =
+        libdeflate_gzip_decompress_ex(g->decompressor, in_nbytes > 0 ? in : nothing, in_nbytes,
+                                      out_nbytes > 0 ? out : nothing, out_nbytes, &used_nbytes, NULL);
+    release(&g->busy);
+    return result == LIBDEFLATE_SUCCESS && used_nbytes == in_nbytes ? BT_OK : BT_BAD_DEFLATE;
 }

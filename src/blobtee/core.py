@@ -42,17 +42,20 @@ if TYPE_CHECKING:
 __all__ = [
     "GZIP_MAX_LEVEL",
     "GZIP_MIN_LEVEL",
+    "SIZED_HEADER_NBYTES",
     "CpuFeatures",
     "Inflater",
     "Sha256",
     "cpu_features",
     "crc32c",
     "gunzip",
+    "gunzip_member_into",
     "gzip_member",
     "gzip_member_bound",
     "gzip_member_into",
     "library_versions",
     "sha256_many",
+    "sized_member_nbytes",
     "update_many",
 ]
 
@@ -506,7 +509,7 @@ _idle: dict[int, list[Any]] = {level: [] for level in range(GZIP_MIN_LEVEL, GZIP
 _MAX_IDLE = 4
 
 
-def _compress(data: Any, out: Any, level: int, what: str) -> int:
+def _compress(data: Any, out: Any, level: int, sized: bool, what: str) -> int:
     idle = _idle.get(level)
     if idle is None:
         raise InvalidArgument(f"{what}: level {level} is not in {GZIP_MIN_LEVEL}..{GZIP_MAX_LEVEL}")
@@ -518,7 +521,7 @@ def _compress(data: Any, out: Any, level: int, what: str) -> int:
             raise MemoryError(what) from None
         compressor = _ffi.gc(compressor, _lib.bt_gzip_free)
     nbytes = _ffi.new(_SIZES, 1)
-    result = _lib.bt_gzip_member(compressor, data, len(data), out, len(out), nbytes)
+    result = _lib.bt_gzip_member(compressor, data, len(data), out, len(out), sized, nbytes)
     if len(idle) < _MAX_IDLE:
         idle.append(compressor)
     if result:
@@ -537,27 +540,71 @@ def gzip_member_bound(nbytes: int, /) -> int:
     return int(bound)
 
 
-def gzip_member(data: ReadableBuffer, level: int = 6) -> bytes:
+def gzip_member(data: ReadableBuffer, level: int = 6, *, sized: bool = False) -> bytes:
     """The bytes of `data` as one gzip member (RFC 1952), compressed by libdeflate.
 
     level: 0 (stored) to 12 (smallest); else InvalidArgument. Members may be joined to a stream in any number.
     Equal data and level give equal bytes, with one version of libdeflate: no name, no time, OS 255.
+
+    sized: the header also says how long the member is, in an extra field that other readers skip, so that
+    `sized_member_nbytes` can find the next one without inflating. InvalidArgument for more than 2**30 bytes then.
     """
     with _readable(data) as view:
         out = _new_uncleared(_BYTES, gzip_member_bound(len(view)))
-        nbytes = _compress(view, out, level, "gzip_member")
+        nbytes = _compress(view, out, level, sized, "gzip_member")
     member: bytes = _ffi.buffer(out, nbytes)[:]
     return member
 
 
-def gzip_member_into(data: ReadableBuffer, out: WriteableBuffer, level: int = 6) -> int:
+def gzip_member_into(data: ReadableBuffer, out: WriteableBuffer, level: int = 6, *, sized: bool = False) -> int:
     """As `gzip_member`, into the start of `out`; returns how many bytes were written. The two must not overlap.
 
     Raises InvalidArgument when `out` is too small (of `gzip_member_bound` bytes it never is; a few bytes more than the
     member takes may be wanted) or there is no such level; `out` then holds unspecified bytes.
     """
     with _readable(data) as view, _writable(out) as target:
-        return _compress(view, target, level, "gzip_member_into")
+        return _compress(view, target, level, sized, "gzip_member_into")
+
+
+# ---- gzip, whole members --------------------------------------------------------------------------------------------
+
+SIZED_HEADER_NBYTES: Final = 20
+_SIZED_START = b"\x1f\x8b\x08\x04"
+_SIZED_EXTRA = b"\x08\x00MZ\x04\x00"
+_TRAILER_NBYTES = 8
+_idle_readers: list[Any] = []
+
+
+def sized_member_nbytes(header: bytes, /) -> int | None:
+    """How long the gzip member that begins with `header` says it is, from its first to its last byte.
+
+    header: its first SIZED_HEADER_NBYTES bytes. None when it does not say; see `gzip_member` for those that do, and
+    MiGz writes the same. What it says is a claim: `gunzip_member_into` proves it.
+    """
+    if header[:4] != _SIZED_START or header[10:16] != _SIZED_EXTRA or len(header) < SIZED_HEADER_NBYTES:
+        return None
+    return SIZED_HEADER_NBYTES + int.from_bytes(header[16:SIZED_HEADER_NBYTES], "little") + _TRAILER_NBYTES
+
+
+def gunzip_member_into(member: ReadableBuffer, out: WriteableBuffer, /) -> None:
+    """Decompresses `member`, exactly one gzip member, that must fill `out` exactly. The two must not overlap.
+
+    Faster than an `Inflater`. Raises CorruptData when it is not so, or is damaged (CRC-32 and length are compared, a
+    header's checksum is not); `out` then holds unspecified bytes.
+    """
+    with _readable(member) as source, _writable(out) as target:
+        try:
+            reader = _idle_readers.pop()
+        except IndexError:
+            reader = _lib.bt_gunzip_alloc()
+            if reader == _ffi.NULL:
+                raise MemoryError("gunzip_member_into") from None
+            reader = _ffi.gc(reader, _lib.bt_gunzip_free)
+        result = _lib.bt_gunzip_member(reader, source, len(source), target, len(target))
+        if len(_idle_readers) < _MAX_IDLE:
+            _idle_readers.append(reader)
+    if result:
+        _fail(result, "gunzip_member_into")
 
 
 # ---- python -m blobtee.core -----------------------------------------------------------------------------------------
