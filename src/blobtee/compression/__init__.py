@@ -1,8 +1,20 @@
-"""The compression types of layers: naming, detecting, decoding. Encoding and conversion build on the same types."""
+"""The compression types of layers: naming, detecting, decoding, encoding."""
 
 from blobtee.compression.decode import MAX_WINDOW, decompress
 from blobtee.compression.detect import detect
+from blobtee.compression.encode import Encoder, deflate_level, encoder
 from blobtee.compression.estargz import is_estargz
 from blobtee.compression.types import Compression, Type, from_media_type
 
-__all__ = ["MAX_WINDOW", "Compression", "Type", "decompress", "detect", "from_media_type", "is_estargz"]
+__all__ = [
+    "MAX_WINDOW",
+    "Compression",
+    "Encoder",
+    "Type",
+    "decompress",
+    "deflate_level",
+    "detect",
+    "encoder",
+    "from_media_type",
+    "is_estargz",
+]

@@ -8,6 +8,7 @@ from blobtee.tasks.belt import Belt
 from blobtee.tasks.cancellation import Cancellation, check, current, scope, shield, sleep
 from blobtee.tasks.flight import SingleFlight
 from blobtee.tasks.group import Group, Task
+from blobtee.tasks.ordered import Ordered
 from blobtee.tasks.progress import Event, Progress, Reporter, meter, reporting
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Cancellation",
     "Event",
     "Group",
+    "Ordered",
     "Progress",
     "Reporter",
     "SingleFlight",

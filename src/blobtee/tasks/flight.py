@@ -12,7 +12,15 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar, cast
 
-from blobtee.errors import BlobteeError, Cancelled, Closed, LazyUnavailable, PermissionDenied, Unauthenticated
+from blobtee.errors import (
+    BlobteeError,
+    Cancelled,
+    Closed,
+    LazyUnavailable,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+)
 from blobtee.tasks.cancellation import Cancellation, current, scope
 from blobtee.tasks.progress import Event, Reporter, current_reporter, reporting
 
@@ -87,7 +95,10 @@ class SingleFlight(Generic[K, T]):
             if before is None or before.ended or before.cancellation.cancelled:
                 call = _Call(before)
                 call.waiters.append(waiter)
-                threading.Thread(target=self._fly, args=(key, call), name="blobtee-flight", daemon=True).start()
+                try:
+                    threading.Thread(target=self._fly, args=(key, call), name="blobtee-flight", daemon=True).start()
+                except RuntimeError as error:
+                    raise ResourceExhausted(f"no thread to be had: {error}") from error
                 self._calls[key] = call
                 return call
             call = before

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, ParamSpec, TypeVar, cast
 
-from blobtee.errors import Cancelled
+from blobtee.errors import Cancelled, ResourceExhausted
 from blobtee.tasks.cancellation import Cancellation, current, scope
 
 P = ParamSpec("P")
@@ -63,7 +63,10 @@ class Group:
         self.cancellation = Cancellation(current())
 
     def spawn(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Task[T]:
-        """Start `function` in a thread. Raises `Cancelled` when the group is cancelled before there is a place."""
+        """Start `function` in a thread. `Cancelled` when the group is cancelled before there is a place.
+
+        `ResourceExhausted` when the system gives no thread; the group goes on without it.
+        """
         if self._places is not None:
             while not self._places.acquire(timeout=0.1):
                 self.cancellation.check()
@@ -99,9 +102,11 @@ class Group:
             self._threads.add(thread)
         try:
             thread.start()
-        except BaseException:
+        except BaseException as error:
             with self._lock:
                 self._threads.discard(thread)
+            if isinstance(error, RuntimeError):
+                raise ResourceExhausted(f"no thread to be had: {error}") from error
             raise
         return task
 

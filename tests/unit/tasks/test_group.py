@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from blobtee.errors import Cancelled, NotFound
-from blobtee.tasks import Cancellation, Group, scope, sleep
+from blobtee.errors import Cancelled, NotFound, ResourceExhausted
+from blobtee.tasks import Cancellation, Group, SingleFlight, scope, sleep
 
 WAIT = 30.0
 
@@ -132,3 +132,20 @@ def test_ctrl_c_while_waiting_cancels_the_threads_and_is_raised() -> None:
     assert time.monotonic() - started < WAIT / 2
     with pytest.raises(Cancelled):
         task.result()
+
+
+def test_a_system_that_gives_no_thread_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch, Group(limit=1) as group:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(3):  # a place that was not used is free again
+            with pytest.raises(ResourceExhausted, match="thread"):
+                group.spawn(int)
+    flight: SingleFlight[str, int] = SingleFlight()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(ResourceExhausted, match="thread"):
+            flight.do("key", int)
+    assert flight.do("key", int) == 0
