@@ -17,6 +17,8 @@ from blobtee.errors import (
     Cancelled,
     Closed,
     LazyUnavailable,
+    NeedsRemoteProvider,
+    NeedsRemoteProvider,
     PermissionDenied,
     ResourceExhausted,
     Unauthenticated,
@@ -27,7 +29,7 @@ from blobtee.tasks.progress import Event, Reporter, current_reporter, reporting
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
-PERSONAL = (Cancelled, Closed, LazyUnavailable, PermissionDenied, Unauthenticated)
+PERSONAL = (Cancelled, Closed, LazyUnavailable, NeedsRemoteProvider, PermissionDenied, Unauthenticated)
 """Failures that say something of the caller and nothing of the work: the next waiter tries with its own means."""
 
 
