@@ -18,7 +18,6 @@ from blobtee.errors import (
     Closed,
     LazyUnavailable,
     NeedsRemoteProvider,
-    NeedsRemoteProvider,
     PermissionDenied,
     ResourceExhausted,
     Unauthenticated,
