@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from blobtee.cache.records import Kind, Record, Records
 from blobtee.errors import DataLoss, NotFound, TooLarge
+from blobtee.oci import Digest, chain_id
 
 MAX_LAYERS = 10_000
 """Layers of one ref. Merges of merges double, so the bound is also one on time."""
@@ -73,6 +74,47 @@ def layers(ancestry: Mapping[str, Record], ref_id: str) -> list[Record]:
             stack.extend(record.parents)
     chain.reverse()
     return chain
+
+
+def missing_ids(ancestry: Mapping[str, Record]) -> dict[str, tuple[Digest, Digest]]:
+    """Chain id and blob chain id of the records that lack them though all of their layers have blobs.
+
+    They are OCI's ChainID over the layers' diff ids, and over the ChainIDs of blob and diff id of each
+    (`spec/remote.md` section 2). `ancestry` has ancestors first.
+    """
+    known: dict[str, tuple[Digest, Digest]] = {}
+    missing: dict[str, tuple[Digest, Digest]] = {}
+    for record in ancestry.values():
+        if record.chain_id is not None and record.blob_chain_id is not None:
+            known[record.id] = record.chain_id, record.blob_chain_id
+            continue
+        # What lies below a layer, or comes first in a merge, has its ids already.
+        below = record.parents[:1] if record.kind in (Kind.LAYER, Kind.MERGE) else ()
+        ids = known.get(below[0]) if below else None
+        if below and ids is None:
+            continue
+        for layer in _on_top(ancestry, record):
+            if layer.blob is None or layer.diff_id is None:
+                ids = None
+                break
+            pair = chain_id(layer.blob, layer.diff_id)
+            ids = (
+                (chain_id(ids[0], layer.diff_id), chain_id(ids[1], pair)) if ids is not None else (layer.diff_id, pair)
+            )
+        if ids is not None:
+            known[record.id] = missing[record.id] = ids
+    return missing
+
+
+def _on_top(ancestry: Mapping[str, Record], record: Record) -> Iterator[Record]:
+    """The layers of `record` without those of its first parent, if it has these too."""
+    if record.kind is Kind.MERGE:
+        for parent in record.parents[1:]:
+            yield from layers(ancestry, parent)
+    elif record.kind is Kind.DIFF:
+        yield _of_diff(ancestry, record)
+    else:
+        yield record
 
 
 def _of_diff(ancestry: Mapping[str, Record], record: Record) -> Record:

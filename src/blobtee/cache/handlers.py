@@ -34,6 +34,15 @@ class Handler:
 Handlers = Mapping[str, Handler]
 """Handlers by digest."""
 
+
+@dataclass(frozen=True)
+class Means:
+    """What a caller has to bring lazy blobs: handlers by digest, and the session that it works under."""
+
+    handlers: Handlers
+    session: object = None
+
+
 _session: contextvars.ContextVar[object] = contextvars.ContextVar("blobtee_session", default=None)
 
 

@@ -38,6 +38,11 @@ def blob_labels(desc: Descriptor) -> dict[str, str]:
     return {key: value for key, value in labels.items() if value and len(key) + len(value) <= MAX_LABEL}
 
 
+def made_labels(desc: Descriptor) -> dict[str, str]:
+    """The labels of a blob that was made here: containerd looks for the diff id under its own name."""
+    return {UNCOMPRESSED: desc.annotations[UNCOMPRESSED], **blob_labels(desc)}
+
+
 def blob_annotations(labels: Mapping[str, str]) -> dict[str, str] | None:
     """The annotations kept in a blob's labels; None when the labels do not say what the blob is."""
     if not labels.get(MEDIA_TYPE):

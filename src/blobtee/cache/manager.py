@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
-from blobtee.cache import labels
+from blobtee.cache import labels, mounting
 from blobtee.cache.chain import load
-from blobtee.cache.handlers import Handler, Handlers
+from blobtee.cache.handlers import Handler, Handlers, Means, current_session
 from blobtee.cache.leases import Leases, variants_lease
 from blobtee.cache.records import Kind, Record, Records, new_id
 from blobtee.cache.ref import Ref
+from blobtee.cache.scratch import Scratch
+from blobtee.cache.snapshots import Form, Snapshot, Snapshots, registered
 from blobtee.content.api import Store
 from blobtee.content.database import Database
 from blobtee.errors import (
@@ -47,10 +51,15 @@ class CacheManager:
         self.store = store
         self.records = Records(store.metadata)
         self.leases = Leases(store.metadata)
+        self.snapshots = Snapshots(store.metadata)
+        root = getattr(store, "root", None)  # a store in memory has none
+        self._root = Path(root) if root is not None else None
+        self.scratch = Scratch(self._root / "scratch" if self._root is not None else None)
         self._lock = threading.Lock()
         self._open: Counter[str] = Counter()
         with suppress(PermissionDenied):  # a store that is only read keeps them for its next writer
             self.leases.drop_stale()
+            self.scratch.drop_stale()
 
     def get(self, ref_id: str, handlers: Handlers | None = None) -> Ref:
         """The ref with this id; release it after use. `NotFound` when there is none.
@@ -110,6 +119,52 @@ class CacheManager:
             raise
         return ref
 
+    def add_directory(
+        self,
+        path: str | os.PathLike[str],
+        parent: Ref | None = None,
+        *,
+        overlay: bool = False,
+        description: str = "",
+    ) -> Ref:
+        """A ref for a layer whose blob is yet to be made of the directory `path`; release it after use.
+
+        The directory is a whole tree, and the layer is what differs from the tree of `parent`; or, with `overlay`, the
+        upper directory of an overlay mount, and the layer is what is in it. It is the caller's, is never changed, and
+        is remembered by its real path. It has to stay as it is until the blob is made, and those of refs built on it:
+        after that it may be removed.
+
+        `NotFound`, `PermissionDenied`; `InvalidArgument`: no directory, or one that holds the store.
+        """
+        real = registered(path, self._root)
+        record = Record(
+            id=new_id(),
+            kind=Kind.BASE if parent is None else Kind.LAYER,
+            parents=() if parent is None else (parent.id,),
+            description=description,
+            created_at=time.time_ns(),
+        )
+        record = replace(record, snapshot_id=record.id)
+        with self.store.metadata.transaction():
+            self.snapshots.insert(Snapshot(record.snapshot_id, Form.OVERLAY if overlay else Form.TREE, real))
+            return self._derived(record, [] if parent is None else [parent])
+
+    @contextmanager
+    def mounted(self, ref: Ref, handlers: Handlers | None = None, *, session: object = None) -> Iterator[Path]:
+        """A directory with the tree of `ref`, for the block; not to be written to.
+
+        It is the registered directory itself where that is the whole tree. Else the layers are put on each other in a
+        temporary directory under the store's root, lazy ones after being brought; it is removed at the end. Owners,
+        devices and some attributes are there only as root (`layers.apply`). `handlers` and `session` are as for
+        `Ref.get_remotes`.
+
+        `NotFound`: a directory is gone, and there is no blob that was made of it. `NeedsRemoteProvider`,
+        `LazyUnavailable`; `TooLarge`: trees within trees (`mounting.MAX_NESTING`).
+        """
+        means = Means(ref.handlers if handlers is None else handlers, current_session() if session is None else session)
+        with self.leases.hold(), mounting.mounted(ref, means) as path:
+            yield path
+
     def merge(self, parents: Sequence[Ref], *, description: str = "") -> Ref:
         """A ref whose layers are those of `parents`, one after another. `InvalidArgument` without any."""
         if not parents:
@@ -124,7 +179,8 @@ class CacheManager:
         return self._derived(record, [upper] if lower is None else [lower, upper])
 
     def remove(self, ref_id: str) -> None:
-        """Forget a ref and drop its leases; the blobs stay until they are collected. One that is not there is no error.
+        """Forget a ref and drop its leases; blobs stay until they are collected, and directories are the caller's. One
+        that is not there is no error.
 
         `FailedPrecondition` while it is open in this manager, or another ref is built on it.
         """
@@ -137,7 +193,10 @@ class CacheManager:
                 raise FailedPrecondition(f"ref {ref_id} has {len(children)} refs built on it")
             self.leases.delete(variants_lease(ref_id))
             self.leases.delete(ref_id)
-            self.records.remove(ref_id)
+            with suppress(NotFound):
+                snapshot_id = self.records.get(ref_id).snapshot_id
+                self.records.remove(ref_id)
+                self.snapshots.remove_unused(snapshot_id)
 
     def in_use(self, ref_id: str) -> int:
         """How many refs of this manager are open on the record, their descendants' not counted."""

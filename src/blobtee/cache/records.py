@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from blobtee.compression import Compression
 from blobtee.content.database import Database
 from blobtee.errors import AlreadyExists, DataLoss, NotFound
-from blobtee.oci import Digest
+from blobtee.oci import Descriptor, Digest
 
 _STEPS = (
     """
@@ -31,6 +32,9 @@ _STEPS = (
         record TEXT NOT NULL, position INTEGER NOT NULL, ref TEXT NOT NULL, PRIMARY KEY (record, ref)
     );
     """,
+    """
+    ALTER TABLE cache_records ADD COLUMN recipe TEXT NOT NULL DEFAULT '';
+    """,
 )
 
 
@@ -42,11 +46,20 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How a blob was made of a directory: with it, the same bytes can be made again. `epoch` is Unix seconds."""
+
+    compression: Compression
+    epoch: int | None = None
+
+
+@dataclass(frozen=True)
 class Record:
     """What is remembered of a ref (`spec/remote.md` section 2).
 
     `parents` are ids: none for a base, one for a layer, those merged in order for a merge, lower ("" for nothing) and
     upper for a diff. `size` is the blob's, in bytes. `created_at` is nanoseconds since the epoch, 0 when not set.
+    `recipe` is of a blob that was made here of a directory. `snapshot_id` says of which (see `Snapshots`).
     """
 
     id: str
@@ -64,6 +77,7 @@ class Record:
     created_at: int = 0
     snapshot_id: str = ""
     blob_only: bool = False
+    recipe: Recipe | None = None
 
 
 def new_id() -> str:
@@ -117,7 +131,7 @@ class Records:
             if known:
                 raise AlreadyExists(f"ref {record.id} is there already")
             connection.execute(
-                "INSERT INTO cache_records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO cache_records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     record.id,
                     record.kind.value,
@@ -132,6 +146,7 @@ class Records:
                     record.created_at,
                     record.snapshot_id,
                     record.blob_only,
+                    _written(record.recipe),
                 ),
             )
             connection.executemany(
@@ -157,6 +172,26 @@ class Records:
                 f"UPDATE cache_records SET description = ? WHERE id = ?{condition}", (description, record_id)
             )
 
+    def set_blob(self, record_id: str, desc: Descriptor, diff_id: Digest, recipe: Recipe) -> Record:
+        """Give the record the blob that was made for it, unless it has one by now; the record as it is then.
+
+        `NotFound` when the record was removed meanwhile.
+        """
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE cache_records SET blob = ?, size = ?, media_type = ?, diff_id = ?, recipe = ?, blob_only = 0 "
+                "WHERE id = ? AND blob IS NULL",
+                (desc.digest, desc.size, desc.media_type, diff_id, _written(recipe), record_id),
+            )
+            return self.get(record_id)
+
+    def set_chain_ids(self, record_id: str, chain_id: Digest, blob_chain_id: Digest) -> None:
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE cache_records SET chain_id = ?, blob_chain_id = ? WHERE id = ? AND chain_id IS NULL",
+                (chain_id, blob_chain_id, record_id),
+            )
+
     def remove(self, record_id: str) -> None:
         """Forget the record; one that is not there is no error."""
         with self._database.transaction() as connection:
@@ -172,7 +207,7 @@ class Records:
 
 _SELECT = (
     "SELECT id, kind, blob, size, media_type, diff_id, chain_id, blob_chain_id, urls, description, created_at, "
-    "snapshot_id, blob_only FROM cache_records"
+    "snapshot_id, blob_only, recipe FROM cache_records"
 )
 
 
@@ -197,6 +232,21 @@ def _record(connection: sqlite3.Connection, row: tuple[str, ...]) -> Record:
             created_at=int(created_at),
             snapshot_id=row[11],
             blob_only=bool(row[12]),
+            recipe=_recipe(row[13]),
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise DataLoss(f"the record of ref {record_id} is damaged: {error}") from error
+
+
+def _written(recipe: Recipe | None) -> str:
+    if recipe is None:
+        return ""
+    compression = recipe.compression
+    return json.dumps({"type": compression.type.value, "level": compression.level, "epoch": recipe.epoch})
+
+
+def _recipe(text: str) -> Recipe | None:
+    if not text:
+        return None
+    value = json.loads(text)
+    return Recipe(Compression(value["type"], level=value["level"]), value["epoch"])

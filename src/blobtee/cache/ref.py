@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, BinaryIO, Self, cast
 
 from blobtee.cache import chain, labels, remotes, variants
-from blobtee.cache.handlers import Handler, Handlers
-from blobtee.cache.records import Kind, Record
-from blobtee.cache.remote import RefConfig, Remote
+from blobtee.cache.handlers import Handler, Handlers, Means
+from blobtee.cache.records import Kind, Recipe, Record
+from blobtee.cache.remote import LazyProvider, RefConfig, Remote
+from blobtee.compression import decompress
 from blobtee.content.api import Info
 from blobtee.errors import Closed, DataLoss, NeedsRemoteProvider, NotFound
 from blobtee.oci import Descriptor, Digest, mediatypes
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 class Ref:
     """One user's hold on a record; as many as wished may be open on the same one. Thread-safe.
 
-    Release it after use (or use it as a context manager). What never changes of a record is an attribute here;
-    `description` and `image_refs` are read from the store each time.
+    Release it after use (or use it as a context manager). What never changes of a record is an attribute here, what
+    concerns the blob as soon as there is one; `description` and `image_refs` are read from the store each time.
     """
 
     def __init__(
@@ -38,13 +40,17 @@ class Ref:
         """Made by the manager only. `ancestry` holds the record itself and all its ancestors."""
         self.manager = manager
         self.id = ref_id
-        self.ancestry = ancestry
         self.handlers = handlers
-        self._record = ancestry[ref_id]
+        self._known = dict(ancestry)
         self._lock = threading.Lock()
         self._released = not counted
         if counted:
             manager.retain(ref_id)
+
+    @property
+    def ancestry(self) -> Mapping[str, Record]:
+        """The record and all its ancestors by id, each after its own ancestors, as they are now."""
+        return {record_id: self._current(record_id) for record_id in list(self._known)}
 
     @property
     def kind(self) -> Kind:
@@ -99,6 +105,11 @@ class Ref:
     def blob_only(self) -> bool:
         """There is no snapshot that the blob could be made from again."""
         return self._record.blob_only
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """How the blob was made here of directories; None when it was not."""
+        return self._record.recipe
 
     @property
     def image_refs(self) -> tuple[str, ...]:
@@ -171,13 +182,18 @@ class Ref:
     ) -> Iterator[Remote]:
         """The remote of the layers' own blobs, or of their variants when `config` forces a compression.
 
+        With `create_if_needed`, layers that have no blob get one (`creating.compute_blob_chain`), packed as wished;
+        what has one keeps it, unless the compression is forced: then layers that are packed otherwise are converted,
+        lazy ones after being brought (`converting.variant`). Nothing else is downloaded.
+
         With `all` (and nothing forced), then each combination of known variants whose top layer is of the type asked
         for, without repetition, `MAX_REMOTES` in all at most. `handlers` None means the ref's own; `session` None
-        the context's (see `using_session`). Nothing is downloaded.
+        the context's (see `using_session`).
 
-        `NoBlobs`: a layer has no blob, and creating is not allowed. `NotFound`: the same for a forced variant.
-        `Unimplemented`: it is allowed and needed. `InvalidReference`: a lazy layer's image is not a name.
-        `NeedsRemoteProvider`: see `is_lazy`. All are raised here, not by the iterator.
+        `NoBlobs`: a layer has no blob, and creating is not allowed. `NotFound`: the same for a forced variant; or a
+        directory that a blob should be made of is gone. `InvalidReference`: a lazy layer's image is not a name.
+        `NeedsRemoteProvider`: see `is_lazy`. What fetching and writing raise. All are raised here, not by the iterator,
+        and what was not finished then leaves nothing behind.
         """
         return remotes.of(
             self,
@@ -192,16 +208,28 @@ class Ref:
         """The ref of this one or an ancestor, not counted as in use: for what may outlive this ref, as remotes do."""
         return Ref(self.manager, ref_id, self.ancestry, self.handlers, counted=False)
 
+    @contextmanager
+    def tar(self, means: Means) -> Iterator[BinaryIO]:
+        """The contents of the ref's own blob, unpacked, which is brought first when it is lazy. `NotFound` without."""
+        desc = self.oci_desc(means.handlers)
+        with LazyProvider(self, desc, means).reader_at(desc) as reader, reader.open() as raw:
+            with decompress(raw, desc.media_type or None) as tar:
+                yield cast(BinaryIO, tar)
+
     def usage(self) -> int:
-        """Bytes in the store that belong to the ref: its blob and each known variant once. Lazy blobs count nothing."""
+        """Bytes that belong to the ref: the directory that it was made of (as `du` counts), its blob, and each known
+        variant once. What is lazy or gone counts nothing."""
+        snapshot = self.manager.snapshots.find(self.snapshot_id) if self.snapshot_id else None
+        taken = snapshot.usage() if snapshot is not None else 0
         if self.blob is None:
-            return 0
-        known = {desc.digest: desc.size for desc in variants.walk(self.manager.store, self.blob)}
+            return taken
+        store = self.manager.store
+        known = {desc.digest: desc.size for desc in variants.walk(store, self.blob, *variants.leased(self))}
         try:
-            known[self.blob] = self.manager.store.info(self.blob).size
+            known[self.blob] = store.info(self.blob).size
         except (NotFound, DataLoss):
             known.pop(self.blob, None)
-        return sum(known.values())
+        return taken + sum(known.values())
 
     def clone(self) -> Ref:
         """One more handle on the same record, released on its own."""
@@ -225,6 +253,18 @@ class Ref:
 
     def __repr__(self) -> str:
         return f"<Ref {self.id[:12]} {self.kind.value} {self.blob or 'without a blob'}>"
+
+    @property
+    def _record(self) -> Record:
+        return self._current(self.id)
+
+    def _current(self, record_id: str) -> Record:
+        """A record gets its blob, and then its chain ids, at most once: one that has them is not looked at again."""
+        record = self._known[record_id]
+        if record.chain_id is None:
+            with suppress(NotFound):  # a remote of a ref that was removed may still be read
+                record = self._known[record_id] = self.manager.records.get(record_id)
+        return record
 
     def _sibling(self, ref_id: str) -> Ref:
         if self._released:

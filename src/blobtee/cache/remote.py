@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from blobtee.cache import unlazy
-from blobtee.cache.handlers import Handler
-from blobtee.compression import Compression
+from blobtee.cache import converting, labels, unlazy
+from blobtee.cache.handlers import Means
+from blobtee.compression import Compression, Type, from_media_type
 from blobtee.content.api import Info, ReaderAt
-from blobtee.errors import DataLoss, NotFound
+from blobtee.errors import DataLoss, InvalidArgument, NotFound
 from blobtee.oci import Descriptor, Digest
 from blobtee.tasks import Group
 
@@ -26,10 +26,20 @@ _AT_ONCE = 16
 
 @dataclass(frozen=True)
 class RefConfig:
-    """How the layers of a remote are wanted. `prefer_nondistributable` leaves foreign layers foreign, and with urls."""
+    """How the layers of a remote are wanted.
+
+    `prefer_nondistributable` leaves foreign layers foreign, and with urls, unless a forced compression has to convert
+    them. `epoch` (Unix seconds, as `SOURCE_DATE_EPOCH`): no file is younger in blobs that are made of directories;
+    blobs that are there already, those of images above all, stay as they are.
+    """
 
     compression: Compression = field(default_factory=Compression)
     prefer_nondistributable: bool = False
+    epoch: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.epoch is not None and (isinstance(self.epoch, bool) or not isinstance(self.epoch, int)):
+            raise InvalidArgument(f"an epoch is a whole number of seconds, not {self.epoch!r:.40}")
 
 
 @dataclass(frozen=True)
@@ -49,13 +59,16 @@ class Remote:
 
 
 class LazyProvider:
-    """Brings one blob: from the store, after fetching it whole when it is not there. Thread-safe."""
+    """Brings one blob: from the store, after fetching it whole when it is not there. Thread-safe.
 
-    def __init__(self, ref: Ref, desc: Descriptor, handler: Handler | None, session: object) -> None:
+    `origin` is given for variants: the layer's own blob, of which the variant is made again when it is gone.
+    """
+
+    def __init__(self, ref: Ref, desc: Descriptor, means: Means, origin: LazyProvider | None = None) -> None:
         self.ref = ref
         self.desc = desc
-        self.handler = handler
-        self.session = session
+        self.means = means
+        self.origin = origin
 
     def reader_at(self, desc: Descriptor) -> ReaderAt:
         """A reader of the blob in the store, which is brought there first. `NotFound` for any other digest."""
@@ -69,13 +82,30 @@ class LazyProvider:
         try:
             return self.ref.manager.store.info(digest)
         except (NotFound, DataLoss):
-            if self.handler is None:
+            if not self._can_be_brought():
                 raise
             return Info(self.desc.digest, self.desc.size)
 
     def unlazy(self) -> None:
-        """Bring the blob into the store unless it is there (`unlazy.unlazy`)."""
-        unlazy.unlazy(self.ref, self.desc, self.handler, self.session)
+        """Bring the blob into the store unless it is there (`unlazy.unlazy`).
+
+        A variant that is gone, and that no handler brings, is made again; `NotFound` when that gives other bytes.
+        """
+        if self.origin is None or self.desc.digest in self.means.handlers:
+            unlazy.unlazy(self.ref, self.desc, self.means)
+        elif not self.ref.manager.has_all_of(self.desc):
+            self._make_again(self.origin)
+
+    def _make_again(self, origin: LazyProvider) -> None:
+        kind = Type.ESTARGZ if labels.TOC_DIGEST in self.desc.annotations else from_media_type(self.desc.media_type)
+        made = converting.variant(self.ref, origin.desc, Compression(kind), True, self.means)
+        if made.digest != self.desc.digest:
+            raise NotFound(f"variant {self.desc.digest} of layer {origin.desc.digest} is not in the store any more")
+
+    def _can_be_brought(self) -> bool:
+        if self.origin is not None:
+            return True
+        return self.desc.digest in self.means.handlers or (self.desc.digest == self.ref.blob and not self.ref.blob_only)
 
     def _require(self, digest: str) -> None:
         if digest != self.desc.digest:

@@ -7,13 +7,15 @@ from dataclasses import replace
 from itertools import islice, product
 from typing import TYPE_CHECKING
 
-from blobtee.cache import chain, labels, variants
-from blobtee.cache.handlers import Handlers, current_session
+from blobtee.cache import converting, labels, variants
+from blobtee.cache.creating import AT_ONCE, compute_blob_chain
+from blobtee.cache.handlers import Handlers, Means, current_session
+from blobtee.cache.records import Recipe
 from blobtee.cache.remote import MAX_REMOTES, LazyMultiProvider, LazyProvider, RefConfig, Remote
 from blobtee.compression import Type, detect
-from blobtee.errors import NoBlobs, NotFound, Unimplemented, UnsupportedMediaType
+from blobtee.errors import UnsupportedMediaType
 from blobtee.oci import Compressed, Descriptor, mediatypes
-from blobtee.tasks import check
+from blobtee.tasks import Group, check
 
 if TYPE_CHECKING:
     from blobtee.cache.ref import Ref
@@ -29,59 +31,62 @@ def of(
     ref: Ref, create_if_needed: bool, config: RefConfig, handlers: Handlers, *, all_variants: bool, session: object
 ) -> Iterator[Remote]:
     """See `Ref.get_remotes`."""
-    session = session if session is not None else current_session()
+    means = Means(handlers, session if session is not None else current_session())
+    recipe = Recipe(config.compression, config.epoch)
     with ref.manager.leases.hold():
-        layers = _blob_chain(ref, create_if_needed)
-        providers = [_provider(layer, create_if_needed, config, handlers, session) for layer in layers]
+        layers = compute_blob_chain(ref, create_if_needed, recipe, means)
+        providers = _providers(layers, create_if_needed, config, means)
     main = Remote(tuple(provider.desc for provider in providers), LazyMultiProvider(providers))
     if not all_variants or config.compression.force or not providers:
         return iter([main])
     return islice(_distinct(main, _combinations(providers, config.compression.type)), MAX_REMOTES)
 
 
-def _blob_chain(ref: Ref, create_if_needed: bool) -> list[Ref]:
-    """The refs of the layers; each has a blob.
+def _providers(layers: Sequence[Ref], create_if_needed: bool, config: RefConfig, means: Means) -> list[LazyProvider]:
+    """The provider of each layer; a layer that is there twice shares one."""
+    distinct = {layer.id: layer for layer in layers}
+    if not config.compression.force:
+        made = {layer_id: _provider(layer, config, means) for layer_id, layer in distinct.items()}
+        return [made[layer.id] for layer in layers]
+    with Group(AT_ONCE, name="blobtee-convert") as group:
+        tasks = {
+            layer_id: group.spawn(_forced, layer, create_if_needed, config, means)
+            for layer_id, layer in distinct.items()
+        }
+    return [tasks[layer.id].result() for layer in layers]
 
-    They are views on the ref for its remotes, which may outlive it, and so do not count as in use.
-    """
-    layers = [ref.view(record.id) for record in chain.layers(ref.ancestry, ref.id)]
-    for layer in layers:
-        if layer.blob is not None:
-            continue
-        if create_if_needed:
-            raise Unimplemented(f"ref {layer.id} has no blob, and making one of a snapshot is not implemented yet")
-        raise NoBlobs(f"ref {layer.id} has no blob, and none may be created")
-    return layers
 
-
-def _provider(
-    layer: Ref, create_if_needed: bool, config: RefConfig, handlers: Handlers, session: object
-) -> LazyProvider:
+def _provider(layer: Ref, config: RefConfig, means: Means) -> LazyProvider:
+    """The layer's own blob."""
     check()
-    store = layer.manager.store
-    desc = layer.oci_desc(handlers, prefer_nondistributable=config.prefer_nondistributable)
-    lazy = layer.is_lazy(handlers)
+    return LazyProvider(layer, _described(layer, config, means)[0], means)
+
+
+def _forced(layer: Ref, create_if_needed: bool, config: RefConfig, means: Means) -> LazyProvider:
+    """The layer's own blob if it is packed as is wanted, else a variant that is."""
+    desc, sources = _described(layer, config, means)
+    own = LazyProvider(layer, desc, means)
+    wanted = config.compression
+    if not variants.needs_conversion(layer.manager.store, desc, wanted.type):
+        return own
+    variant = converting.variant(layer, desc, wanted, create_if_needed, means)
+    if variant.digest == desc.digest:
+        return own
+    # A new object in all its parts: nothing of the old blob (urls, annotations) may stick to the variant.
+    return LazyProvider(layer, replace(variant, annotations={**sources, **variant.annotations}), means, own)
+
+
+def _described(layer: Ref, config: RefConfig, means: Means) -> tuple[Descriptor, dict[str, str]]:
+    """The descriptor of the layer's own blob, and the annotations in it that say where it can be had, if lazy."""
+    desc = layer.oci_desc(means.handlers, prefer_nondistributable=config.prefer_nondistributable)
+    lazy = layer.is_lazy(means.handlers)
     if not desc.media_type:
         desc = replace(desc, media_type=_detected(layer, desc, lazy=lazy))
     sources: dict[str, str] = {}
     if lazy:
         for image_ref in layer.image_refs:
             sources |= labels.with_source({**desc.annotations, **sources}, image_ref)
-        desc = desc.annotated(sources)
-    handler = handlers.get(desc.digest)
-    wanted = config.compression
-    if wanted.force and variants.needs_conversion(store, desc, wanted.type):
-        try:
-            variant = variants.find(store, desc.digest, wanted.type)
-        except NotFound:
-            if not create_if_needed:
-                raise
-            raise Unimplemented(
-                f"layer {desc.digest} would have to be converted to {wanted.type.value}, which is not implemented yet"
-            ) from None
-        # A new object in all its parts: nothing of the old blob (urls, annotations) may stick to the variant.
-        desc = replace(variant, annotations={**sources, **variant.annotations})
-    return LazyProvider(layer, desc, handler, session)
+    return desc.annotated(sources), sources
 
 
 def _detected(layer: Ref, desc: Descriptor, *, lazy: bool) -> str:
@@ -104,11 +109,12 @@ def _combinations(providers: Sequence[LazyProvider], wanted: Type) -> Iterator[R
 
 
 def _choices(provider: LazyProvider) -> list[LazyProvider]:
-    """The layer's own blob, then its variants. Only its own may be lazy; it keeps its handler."""
+    """The layer's own blob, then its variants."""
+    ref = provider.ref
     choices = [provider]
-    for desc in variants.walk(provider.ref.manager.store, provider.desc.digest):
+    for desc in variants.walk(ref.manager.store, provider.desc.digest, *variants.leased(ref)):
         if desc.digest != provider.desc.digest and mediatypes.is_layer(desc.media_type):
-            choices.append(LazyProvider(provider.ref, desc, None, provider.session))
+            choices.append(LazyProvider(ref, desc, provider.means, provider))
     return choices
 
 

@@ -2,67 +2,61 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from blobtee import compression, content
-from blobtee.cache import labels, variants
-from blobtee.cache.handlers import Handler
+from blobtee.cache import creating, labels, variants
+from blobtee.cache.flights import flights
+from blobtee.cache.handlers import Handler, Means
 from blobtee.content.api import Info
 from blobtee.errors import ConnectionFailed, LazyUnavailable, NeedsRemoteProvider, NotFound, TooManyRequests
-from blobtee.oci import Descriptor, Digest
-from blobtee.tasks import SingleFlight
+from blobtee.oci import Descriptor
 
 if TYPE_CHECKING:
-    from blobtee.cache.manager import MetadataStore
     from blobtee.cache.ref import Ref
 
-_Flights = SingleFlight[Digest, str]
 
-_flights: weakref.WeakKeyDictionary[MetadataStore, _Flights] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
-
-
-def flights(store: MetadataStore) -> _Flights:
-    """The flights of a store: all managers over one store object share them."""
-    with _lock:
-        return _flights.setdefault(store, _Flights())
-
-
-def unlazy(ref: Ref, desc: Descriptor, handler: Handler | None, session: object) -> None:
+def unlazy(ref: Ref, desc: Descriptor, means: Means) -> None:
     """Bring the blob of `desc` into the store of `ref` unless it is there, and link it to the ref.
 
-    Callers who ask for the same digest share one fetch; each may be cancelled alone. Nothing else waits for it.
+    Callers who ask for the same digest share one fetch; each may be cancelled alone. Nothing else waits for it. A blob
+    that has no handler, but was made here of directories, is made of them again (`creating.rebuild`).
 
-    `UnsupportedMediaType`, before anything is fetched. `NeedsRemoteProvider`: no handler. `LazyUnavailable`: the
-    source does not answer, or has the blob no more (its cause says which); a builder may take it as a cache miss.
-    `SizeMismatch`, also when the blob is here in another size than `desc` says. The rest is the source's own
-    (`Unauthenticated`, `DigestMismatch`, ...) or the store's. After a failure the store is as before, but for a partial
-    ingest that the next attempt resumes.
+    `UnsupportedMediaType`, before anything is fetched. `NeedsRemoteProvider`: no handler, nor directories.
+    `LazyUnavailable`: the source does not answer, or has the blob no more (its cause says which); a builder may take
+    it as a cache miss. `SizeMismatch`, also when the blob is here in another size than `desc` says. The rest is the
+    source's own (`Unauthenticated`, `DigestMismatch`, ...) or the store's. After a failure the store is as before, but
+    for a partial ingest that the next attempt resumes.
     """
     manager = ref.manager
     if manager.has_all_of(desc):
         return
     compression.from_media_type(desc.media_type)
-    if handler is None:
+    handler = means.handlers.get(desc.digest)
+    if handler is None and (ref.blob_only or desc.digest != ref.blob):
         raise NeedsRemoteProvider((str(desc.digest),))
-    means = handler
 
-    def fetch() -> str:
-        if not manager.has(desc.digest):
-            with (means.progress or _silent)(desc):
-                info = _copy(ref, desc, means, session)
+    def bring() -> str:
+        # The lease of whoever started this goes when he does; others may still wait.
+        with manager.leases.hold(fresh=True):
+            if manager.has(desc.digest):
+                return ref.id
+            if handler is None:
+                creating.rebuild(ref, desc, means)
+                return ref.id
+            with (handler.progress or _silent)(desc):
+                info = _copy(ref, desc, handler, means.session)
                 _settle(ref, desc, info)
         return ref.id
 
     try:
-        by = flights(manager.store).do(desc.digest, fetch)
+        by = flights(manager.store).unlazy.do(desc.digest, bring)
     except (ConnectionFailed, NotFound, TooManyRequests) as error:
-        if isinstance(error, NeedsRemoteProvider):
+        if handler is None or isinstance(error, NeedsRemoteProvider):
             raise
         raise LazyUnavailable(f"layer {desc.digest} is not to be had now: {error}") from error
+    manager.leases.protect([desc.digest])
     manager.has_all_of(desc)  # who shared the fetch may have said another size
     if by != ref.id:
         _settle(ref, desc, manager.store.info(desc.digest))
@@ -74,9 +68,9 @@ def _silent(desc: Descriptor) -> nullcontext[None]:
 
 def _copy(ref: Ref, desc: Descriptor, handler: Handler, session: object) -> Info:
     manager = ref.manager
-    info = content.copy(manager.store, handler.provider(session), desc, labels=labels.blob_labels(desc))
+    # Before it is a blob: there is no moment in which nothing holds it.
     manager.leases.protect([desc.digest])
-    return info
+    return content.copy(manager.store, handler.provider(session), desc, labels=labels.blob_labels(desc))
 
 
 def _settle(ref: Ref, desc: Descriptor, info: Info) -> None:

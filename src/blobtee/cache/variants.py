@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from blobtee.cache import labels
-from blobtee.cache.leases import variants_lease
+from blobtee.cache.leases import CONTENT, variants_lease
 from blobtee.compression import Type, from_media_type, is_estargz
 from blobtee.content.api import Info, Store
 from blobtee.errors import DataLoss, NotFound, PermissionDenied
@@ -38,12 +38,18 @@ def link(manager: CacheManager, ref: Ref, desc: Descriptor, info: Info | None = 
         manager.store.update(desc.digest, changed)
 
 
-def walk(store: Store, digest: str) -> Iterator[Descriptor]:
+def leased(ref: Ref) -> list[Digest]:
+    """The variants that the ref's own lease holds, sorted: a blob that is gone from the store links to none."""
+    held = ref.manager.leases.resources(variants_lease(ref.id))
+    return [Digest(resource) for kind, resource in held if kind == CONTENT]
+
+
+def walk(store: Store, digest: str, *others: Digest) -> Iterator[Descriptor]:
     """The blob and what it is linked to, directly or not, each once; what is gone or has no type is left out.
 
-    The order is fixed: breadth first, the links of each blob sorted.
+    The order is fixed: breadth first, the links of each blob sorted. The walk begins at `others` too.
     """
-    queue = [Digest(digest)]
+    queue = list(dict.fromkeys([Digest(digest), *others]))
     visited = set(queue)
     for current in queue:
         try:
@@ -59,9 +65,9 @@ def walk(store: Store, digest: str) -> Iterator[Descriptor]:
                 queue.append(linked)
 
 
-def find(store: Store, digest: str, wanted: Type) -> Descriptor:
+def find(store: Store, digest: str, wanted: Type, *others: Digest) -> Descriptor:
     """The first of `walk` that is packed as `wanted`; `NotFound`."""
-    for desc in walk(store, digest):
+    for desc in walk(store, digest, *others):
         if mediatypes.is_layer(desc.media_type) and not needs_conversion(store, desc, wanted):
             return desc
     raise NotFound(f"no {wanted.value} variant of {digest} is in the store")

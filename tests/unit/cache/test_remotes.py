@@ -13,7 +13,7 @@ from blobtee.cache.labels import CREATED_AT, IS_ESTARGZ, LINK, SOURCE, TOC_DIGES
 from blobtee.cache.records import Kind, Record
 from blobtee.compression import Compression, Type
 from blobtee.content import MemoryStore
-from blobtee.errors import InvalidReference, NeedsRemoteProvider, NoBlobs, NotFound, Unimplemented, UnsupportedMediaType
+from blobtee.errors import InvalidReference, NeedsRemoteProvider, NoBlobs, NotFound, UnsupportedMediaType
 from blobtee.oci import Compressed, Digest
 from blobtee.oci.mediatypes import DOCKER_LAYER
 from blobtee.testing import images
@@ -105,16 +105,15 @@ def test_merges_are_remotes_of_all_their_layers(store: MemoryStore) -> None:
     assert content(remote.provider.reader_at(remote.descriptors[2])) == c.data
 
 
-def test_a_ref_without_a_blob_cannot_be_a_remote_yet(store: MemoryStore) -> None:
+def test_a_ref_without_a_blob_is_no_remote_unless_one_may_be_created(store: MemoryStore) -> None:
     given = layers(3)
     manager = CacheManager(store)
-    upper = stack(manager, Source(*given), given)
-    lower = upper.layer_chain()[0]
-    several = manager.diff(lower, upper)
+    source = Source(*given)
+    upper = stack(manager, source, given)
+    several = manager.diff(upper.layer_chain()[0], upper)
     with pytest.raises(NoBlobs):
         several.get_remote()
-    with pytest.raises(Unimplemented, match="snapshot"):
-        several.get_remote(create_if_needed=True)
+    assert source.opened == []
 
 
 def test_creating_is_no_matter_where_all_blobs_are(store: MemoryStore) -> None:
@@ -156,13 +155,11 @@ def test_forced_and_no_conversion_needed_a_lazy_layer_stays_lazy(store: MemorySt
         assert source.opened == []
 
 
-def test_a_conversion_that_is_needed_is_not_pretended(store: MemoryStore) -> None:
+def test_a_conversion_that_is_needed_and_not_allowed_is_said_before_anything_is_fetched(store: MemoryStore) -> None:
     (layer,) = layers(1)
     source = Source(layer)
     ref = stack(CacheManager(store), source, [layer])
     for wanted in (Type.ZSTD, Type.UNCOMPRESSED, Type.ESTARGZ):
-        with pytest.raises(Unimplemented, match=wanted.value):
-            ref.get_remote(True, FORCED[wanted])
         with pytest.raises(NotFound, match=wanted.value):
             ref.get_remote(False, FORCED[wanted])
     assert source.opened == []
@@ -185,7 +182,7 @@ def test_a_known_variant_is_used_when_forced(store: MemoryStore) -> None:
     assert content(remote.provider.reader_at(desc)) == twin.data
 
 
-def test_a_variant_of_a_lazy_layer_keeps_the_sources_that_were_added(store: MemoryStore) -> None:
+def test_a_known_variant_of_a_lazy_layer_is_found_and_keeps_the_sources_that_were_added(store: MemoryStore) -> None:
     main, twin = two_forms("text")
     source = Source(main)
     manager = CacheManager(store)
@@ -193,10 +190,12 @@ def test_a_variant_of_a_lazy_layer_keeps_the_sources_that_were_added(store: Memo
     add(store, main)
     variant(store, ref, twin)
     store.delete(main.descriptor.digest)
-    # What is lazy has no labels, so nothing links from it any more.
-    with pytest.raises(NotFound):
-        ref.get_remote(config=FORCED[Type.ZSTD])
+    # What is lazy has no labels, so nothing links from it any more: the lease of the ref knows.
+    (desc,) = ref.get_remote(config=FORCED[Type.ZSTD]).descriptors
+    assert desc.bare() == twin.descriptor
+    assert desc.annotations == {UNCOMPRESSED: twin.diff_id, SOURCE + "registry.test:5000": "team/app"}
     assert source.opened == []
+    assert ref.usage() == twin.descriptor.size
 
 
 def estargz(text: str) -> images.Layer:
@@ -211,8 +210,8 @@ def test_estargz_is_told_from_gzip_by_its_bytes_and_remembered(store: MemoryStor
     layer = estargz("one")
     add(store, layer)
     ref = CacheManager(store).get_by_blob(described(layer), None)
-    with pytest.raises(Unimplemented):
-        ref.get_remote(True, FORCED[Type.GZIP])
+    with pytest.raises(NotFound, match="gzip"):
+        ref.get_remote(False, FORCED[Type.GZIP])
     assert store.info(layer.descriptor.digest).labels[IS_ESTARGZ] == "true"
     assert ref.get_remote(True, FORCED[Type.ESTARGZ]).descriptors[0].digest == layer.descriptor.digest
     (plain,) = layers(1)
@@ -228,8 +227,8 @@ def test_a_lazy_estargz_layer_is_told_by_its_annotation(store: MemoryStore) -> N
     handlers = source.handlers(annotations={TOC_DIGEST: "sha256:" + "1" * 64})
     ref = CacheManager(store).get_by_blob(described(layer), None, handlers)
     assert ref.get_remote(True, FORCED[Type.ESTARGZ]).descriptors[0].annotations[TOC_DIGEST]
-    with pytest.raises(Unimplemented):
-        ref.get_remote(True, FORCED[Type.GZIP])
+    with pytest.raises(NotFound, match="gzip"):
+        ref.get_remote(False, FORCED[Type.GZIP])
     assert source.opened == []
 
 

@@ -13,7 +13,8 @@ from dataclasses import replace
 import pytest
 
 from blobtee.cache import CacheManager, Handler, LazyProvider, Ref, using_session
-from blobtee.cache import unlazy as unlazy_module
+from blobtee.cache.flights import flights as flights_of
+from blobtee.cache.handlers import Means
 from blobtee.cache.labels import LINK, MEDIA_TYPE, SOURCE, UNCOMPRESSED
 from blobtee.content import MemoryStore
 from blobtee.content.api import Provider, ReaderAt
@@ -81,7 +82,7 @@ def join(threads: list[threading.Thread]) -> None:
 
 def wait_for_waiters(store: MemoryStore, layer: images.Layer, count: int) -> None:
     """Until `count` callers share the fetch: seen from outside it cannot be told, so this looks inside."""
-    flights = unlazy_module.flights(store)
+    flights = flights_of(store).unlazy
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         call = flights._calls.get(layer.descriptor.digest)
@@ -213,7 +214,7 @@ def test_an_unknown_media_type_is_refused_before_the_download(store: MemoryStore
 def test_a_lazy_blob_without_a_handler_is_refused(store: MemoryStore, layer: images.Layer) -> None:
     ref = stack(CacheManager(store), Source(layer), [layer])
     with pytest.raises(NeedsRemoteProvider):
-        LazyProvider(ref, ref.oci_desc(), None, None).unlazy()
+        LazyProvider(ref, ref.oci_desc(), Means({})).unlazy()
 
 
 def test_a_source_that_is_down_is_unavailable_and_no_blob_is_left(
@@ -418,7 +419,7 @@ def test_a_slow_layer_of_several_slots_arrives_whole(store: MemoryStore) -> None
 
 def test_flights_do_not_keep_a_store_alive() -> None:
     store = MemoryStore()
-    unlazy_module.flights(store)
+    flights_of(store)
     seen = weakref.ref(store)
     store.close()
     del store
