@@ -6,7 +6,6 @@ its own: so the bytes that come out do not depend on the number of threads, and 
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
@@ -18,16 +17,13 @@ from blobtee.compression.seektable import SeekTable
 from blobtee.compression.types import Compression, Type
 from blobtee.core import gzip_member_bound, gzip_member_into
 from blobtee.errors import Closed, InvalidArgument
-from blobtee.tasks import Ordered, check
+from blobtee.tasks import Ordered, check, usable_threads
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 GZIP_PIECE = 1 << 20
 ZSTD_PIECE = 4 << 20
-MAX_THREADS = 8
-"""More than these would wait for the one that hashes both sides, and each has pieces in memory."""
-
 _AHEAD = 2
 
 Write = Callable[[memoryview], object]
@@ -98,14 +94,11 @@ def encoder(compression: Compression, write: Write, *, threads: int | None = Non
 
     gzip: members of `GZIP_PIECE` bytes that say their own length (`core.gzip_member`); no larger than what Go's
     compress/gzip makes at that level. zstd: frames of `ZSTD_PIECE` bytes with size and checksum, and a seek table at
-    the end. `threads` counts the caller's; None is as many as there are processors, up to `MAX_THREADS`.
+    the end. `threads` counts the caller's; None is as many as there are processors, within reason.
 
     `InvalidArgument` for eStargz, which is made of files and not of bytes (`conversion`), and for less than one thread.
     """
-    if threads is None:
-        threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
-    if threads < 1:
-        raise InvalidArgument(f"an encoder needs one thread at least, not {threads}")
+    threads = usable_threads(threads)
     level = compression.effective_level
     if compression.type is Type.UNCOMPRESSED:
         return _Plain(write)

@@ -8,19 +8,74 @@ from __future__ import annotations
 
 import io
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from blobtee.compression.detect import ZSTD_MAGIC, is_skippable
 from blobtee.errors import CorruptData
 from blobtee.tasks import check
+
+MAX_HEADER_NBYTES = 18
+"""A frame's magic number and header are at most this long."""
 
 _RLE = 1
 _DICTIONARY_ID_NBYTES = (0, 1, 2, 4)
 _CONTENT_SIZE_NBYTES = (0, 2, 4, 8)
 
 
+class FrameHeader(NamedTuple):
+    """What a frame says of itself."""
+
+    nbytes: int
+    """Of magic number and header."""
+    content_nbytes: int | None
+    window_nbytes: int
+    checksum_nbytes: int
+
+
+def frame_header(head: bytes) -> FrameHeader | None:
+    """What the frame that begins with `head` says (RFC 8878 3.1.1.1).
+
+    None when no frame begins so, `head` is too short, or the frame is one that `Frames` refuses.
+    """
+    if head[:4] != ZSTD_MAGIC or len(head) < 5 or head[4] & 0x0B:
+        return None
+    bits = head[4]
+    single_segment = bits >> 5 & 1
+    window_at, content_at = 5, 6 - single_segment
+    nbytes = content_at + (_CONTENT_SIZE_NBYTES[bits >> 6] or single_segment)
+    if len(head) < nbytes:
+        return None
+    content = None
+    if nbytes > content_at:
+        content = int.from_bytes(head[content_at:nbytes], "little") + (256 if nbytes - content_at == 2 else 0)
+    if single_segment and content is not None:
+        window = content
+    else:
+        base = 1 << (10 + (head[window_at] >> 3))
+        window = base + (base >> 3) * (head[window_at] & 7)
+    return FrameHeader(nbytes, content, window, bits & 0x04)
+
+
+def follow_blocks(data: bytes | bytearray | memoryview, position: int) -> tuple[int, bool]:
+    """From the block header at `position`, step over blocks as long as their headers are in `data`.
+
+    Where it got, perhaps behind the end of `data`, and whether the frame's last block ends there. `CorruptData` for a
+    reserved block type.
+    """
+    end = len(data) - 3
+    while position <= end:
+        header = data[position] | data[position + 1] << 8 | data[position + 2] << 16
+        kind = header >> 1 & 3
+        if kind == 3:
+            raise CorruptData("a zstd block of a reserved type")
+        position += 3 + (1 if kind == _RLE else header >> 3)
+        if header & 1:
+            return position, True
+    return position, False
+
+
 class _Raw(Protocol):
-    def read(self, n: int, /) -> bytes | None: ...
+    def read(self, n: int, /) -> bytes | memoryview | None: ...
 
 
 class _At(Enum):
@@ -65,11 +120,17 @@ class Frames(io.RawIOBase):
             if kept:
                 return kept
 
-    def _follow(self, data: bytes) -> bytes:
+    def _follow(self, data: bytes | memoryview) -> bytes:
         """Step through `data`; return what of it belongs to frames that are decoded."""
-        kept: list[bytes] = []
+        kept: list[bytes | memoryview] = []
         position, start = 0, 0
         while position < len(data):
+            if self._at is _At.BLOCK_HEADER and not self._field and position + 3 <= len(data):
+                position, ends_frame = self._follow_blocks(data, position)
+                if ends_frame:
+                    kept.append(data[start:position])
+                    start = position
+                continue
             n = min(self._need, len(data) - position)
             is_body = self._at in (_At.SKIP, _At.BLOCK, _At.CHECKSUM)
             if not is_body:
@@ -96,7 +157,15 @@ class Frames(io.RawIOBase):
                     start = position
         if self._at not in (_At.MAGIC, _At.SKIP_SIZE, _At.SKIP):
             kept.append(data[start:])
-        return b"".join(kept)
+        return bytes(kept[0]) if len(kept) == 1 else b"".join(kept)
+
+    def _follow_blocks(self, data: bytes | memoryview, position: int) -> tuple[int, bool]:
+        """The quick way through blocks whose headers are in `data`: how far it leads, and if the frame is over."""
+        reached, self._last = follow_blocks(data, position)
+        self._expect(_At.BLOCK, max(0, reached - len(data)))
+        while self._need == 0:
+            self._step(b"")
+        return min(reached, len(data)), self._at is _At.MAGIC
 
     def _step(self, field: bytes) -> None:
         """The field or body that ended here says what comes next."""

@@ -8,7 +8,7 @@ from blobtee.tasks.belt import Belt
 from blobtee.tasks.cancellation import Cancellation, check, current, scope, shield, sleep
 from blobtee.tasks.flight import SingleFlight
 from blobtee.tasks.group import Group, Task
-from blobtee.tasks.ordered import Ordered
+from blobtee.tasks.ordered import Ordered, usable_threads
 from blobtee.tasks.progress import Event, Progress, Reporter, meter, reporting
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "scope",
     "shield",
     "sleep",
+    "usable_threads",
 ]

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar, cast
 
-from blobtee.errors import Closed, ResourceExhausted
+from blobtee.errors import Closed, InvalidArgument, ResourceExhausted
 from blobtee.tasks.cancellation import current, shield
 from blobtee.tasks.group import Group
 
 T = TypeVar("T")
+
+MAX_THREADS = 8
+"""More would wait for what feeds them, and each has pieces in memory."""
+
+
+def usable_threads(threads: int | None) -> int:
+    """`threads`, or for None as many as there are processors, up to `MAX_THREADS`. `InvalidArgument` below one."""
+    if threads is None:
+        return min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    if threads < 1:
+        raise InvalidArgument(f"somebody has to do the work: one thread at least, not {threads}")
+    return threads
 
 
 class _Job(Generic[T]):
@@ -33,9 +46,8 @@ class Ordered(Generic[T]):
     caller's to bound, by taking. The calls get no context: they are work, not waiting.
     """
 
-    def __init__(self, threads: int, *, name: str = "blobtee-ordered") -> None:
-        if threads < 1:
-            raise ValueError("somebody has to do the work: one thread at least")
+    def __init__(self, threads: int | None, *, name: str = "blobtee-ordered") -> None:
+        threads = usable_threads(threads)
         with shield():  # who takes is cancelled, and then closes; the threads outlive a scope that this is made in
             self._group = Group(name=name)
         lock = threading.Lock()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from blobtee.errors import Cancelled, Closed, NotFound
+from blobtee.errors import Cancelled, Closed, InvalidArgument, NotFound
 from blobtee.tasks import Ordered, scope
 
 
@@ -96,7 +96,7 @@ def test_closing_forgets_what_has_not_begun() -> None:
 
 
 def test_no_threads_is_a_mistake() -> None:
-    with pytest.raises(ValueError, match="one thread"):
+    with pytest.raises(InvalidArgument, match="one thread"):
         Ordered(0)
 
 
