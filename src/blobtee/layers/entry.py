@@ -50,7 +50,7 @@ class Entry:
     xattrs: Mapping[str, bytes] = field(default_factory=dict)
     sparse: tuple[Segment, ...] | None = None
     """Where the stored bytes belong in the content, when there are holes; None when the data is stored whole."""
-    _opener: Callable[[Entry], io.RawIOBase] | None = field(default=None, repr=False, compare=False)
+    _opener: Callable[[Entry, bool], io.RawIOBase] | None = field(default=None, repr=False, compare=False)
 
     @property
     def mtime(self) -> float:
@@ -63,9 +63,16 @@ class Entry:
         Valid until the next entry is asked for; then reading raises `Closed`. A tar that ends too early is
         `CorruptData`. What is not a file has no bytes.
         """
+        return self._open(expand=True)
+
+    def stored(self) -> io.RawIOBase:
+        """The stored bytes as a file, holes left out: as `data`, but `sparse` says where they belong."""
+        return self._open(expand=False)
+
+    def _open(self, *, expand: bool) -> io.RawIOBase:
         if self._opener is None:
             raise Closed(f"{self.path}: this entry does not come from a stream any more")
-        return self._opener(self)
+        return self._opener(self, expand)
 
 
 def normalise(name: str, what: str) -> str:

@@ -50,6 +50,13 @@ def entries(stream: BinaryIO | io.RawIOBase) -> Iterator[Entry]:
     return _Reader(stream).entries()
 
 
+def drain(stream: BinaryIO | io.RawIOBase) -> None:
+    """Read `stream` to its end. Errors as for `entries`."""
+    source = _Source(stream)
+    while source.read(_SKIP):
+        check()
+
+
 class _Source:
     """Exact reads of a stream that counts where it is."""
 
@@ -340,12 +347,12 @@ class _Reader:
         size = _size(header[483:495])
         return size, stored, sparse.checked(numbers, size, stored, path)
 
-    def _open(self, entry: Entry) -> io.RawIOBase:
+    def _open(self, entry: Entry, expand: bool) -> io.RawIOBase:
         stored = sum(segment.length for segment in entry.sparse) if entry.sparse is not None else entry.size
         if self._source.position != entry.offset:
             raise Closed(f"{entry.path}: its data was read already, or the tar has moved on")
         data = _Data(self._source, entry.offset + stored, self, self.serial)
-        return data if entry.sparse is None else sparse.ExpandedFile(data, entry.sparse, entry.size)
+        return data if entry.sparse is None or not expand else sparse.ExpandedFile(data, entry.sparse, entry.size)
 
 
 def _padded(size: int) -> int:
