@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from blobtee import conversion, tasks
@@ -88,7 +89,8 @@ def _create(layer: Ref, recipe: Recipe, means: Means) -> None:
     manager = layer.manager
     desc, info = _pack(layer, recipe, means)
     with manager.store.metadata.transaction():
-        manager.records.set_blob(layer.id, desc, Digest(desc.annotations[labels.UNCOMPRESSED]), recipe)
+        made = replace(recipe, annotations=labels.kept(desc.annotations))
+        manager.records.set_blob(layer.id, desc, Digest(desc.annotations[labels.UNCOMPRESSED]), made)
         manager.leases.ensure(layer.id)
         manager.leases.add(layer.id, [desc.digest])
     # Another process may have been first with another blob; ours is a variant of it then.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from blobtee import layers
 from blobtee.cache import chain
@@ -76,8 +77,7 @@ def _copy_tree(root: Path, ref: Ref, ids: list[str]) -> int:
     for number in range(len(ids), 0, -1):
         tree = _tree(ref.view(ids[number - 1]))
         if tree is not None and ids[:number] == [each.id for each in chain.layers(ref.ancestry, ids[number - 1])]:
-            path = tree.require()
-            pipe(lambda write: layers.write_changes(None, path, write), lambda tar: layers.apply(tar, root))
+            pipe(partial(layers.write_changes, None, tree.require()), partial(_apply, root))
             return number
     return 0
 
@@ -85,14 +85,18 @@ def _copy_tree(root: Path, ref: Ref, ids: list[str]) -> int:
 def _put(root: Path, layer: Ref, means: Means, depth: int) -> None:
     """Put one layer on top of what is in `root`. A directory comes before the blob that was made of it: what is
     compared with other directories must not have times that were clamped when the blob was made."""
-    snapshot = _snapshot(layer)
+    snapshot, blob = _snapshot(layer), layer.blob
     from_directory = snapshot is not None and snapshot.form is Form.OVERLAY and snapshot.path.is_dir()
-    blob = layer.blob
-    if not from_directory and blob is not None and (blob in means.handlers or layer.manager.has(blob)):
+    at_hand = blob is not None and (layer.blob_only or blob in means.handlers or layer.manager.has(blob))
+    if at_hand and not from_directory:
         with layer.tar(means) as tar:
-            layers.apply(tar, root)
+            _apply(root, tar)
     else:
-        pipe(lambda write: write_changes(layer, write, means, depth=depth), lambda tar: layers.apply(tar, root))
+        pipe(lambda write: write_changes(layer, write, means, depth=depth), partial(_apply, root))
+
+
+def _apply(root: Path, tar: BinaryIO) -> None:
+    layers.apply(tar, root)
 
 
 def _snapshot(ref: Ref) -> Snapshot | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 from blobtee.compression import Compression
@@ -47,10 +47,14 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a blob was made of a directory: with it, the same bytes can be made again. `epoch` is Unix seconds."""
+    """How a blob is made of a directory: with it, the same bytes can be made again. `epoch` is Unix seconds.
+
+    `annotations` are those of the blob that was made: its labels in the store go with it.
+    """
 
     compression: Compression
     epoch: int | None = None
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -234,7 +238,7 @@ def _record(connection: sqlite3.Connection, row: tuple[str, ...]) -> Record:
             blob_only=bool(row[12]),
             recipe=_recipe(row[13]),
         )
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataLoss(f"the record of ref {record_id} is damaged: {error}") from error
 
 
@@ -242,11 +246,19 @@ def _written(recipe: Recipe | None) -> str:
     if recipe is None:
         return ""
     compression = recipe.compression
-    return json.dumps({"type": compression.type.value, "level": compression.level, "epoch": recipe.epoch})
+    return json.dumps(
+        {
+            "type": compression.type.value,
+            "level": compression.level,
+            "epoch": recipe.epoch,
+            "annotations": dict(recipe.annotations),
+        }
+    )
 
 
 def _recipe(text: str) -> Recipe | None:
     if not text:
         return None
     value = json.loads(text)
-    return Recipe(Compression(value["type"], level=value["level"]), value["epoch"])
+    annotations = {str(key): str(text) for key, text in value["annotations"].items()}
+    return Recipe(Compression(value["type"], level=value["level"]), value["epoch"], annotations)

@@ -143,8 +143,9 @@ class Ref:
     def oci_desc(self, handlers: Handlers | None = None, *, prefer_nondistributable: bool = False) -> Descriptor:
         """The descriptor of the blob (`spec/remote.md` section 2). `NotFound` when the ref has no blob.
 
-        Annotations are those kept in the store, else those of the handler that belong to the blob, then diff id and
-        creation time. Layers that may not be distributed say so only when that is preferred and urls are known.
+        Annotations are those kept in the store, else those that the blob was made with here, else those of the handler
+        that belong to the blob; then diff id and creation time. Layers that may not be distributed say so only when
+        that is preferred and urls are known.
         """
         record = self._record
         if record.blob is None:
@@ -279,5 +280,7 @@ class Ref:
         kept = labels.blob_annotations(info.labels) if info is not None else None
         if kept is not None:
             return kept
+        if self.recipe is not None:
+            return dict(self.recipe.annotations)
         handler = handlers.get(blob)
         return labels.kept(handler.annotations) if handler is not None else {}

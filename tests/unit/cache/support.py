@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import io
+import os
+import tarfile
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from pathlib import Path
+from typing import TypeVar
 
 from blobtee.cache import CacheManager, Handler, Ref
 from blobtee.cache.labels import UNCOMPRESSED
+from blobtee.cache.leases import variants_lease
+from blobtee.compression import decompress
 from blobtee.content import MemoryStore
-from blobtee.content.api import Provider, ReaderAt
+from blobtee.content.api import Provider, ReaderAt, Store
 from blobtee.errors import NotFound
-from blobtee.oci import Compressed, Descriptor
+from blobtee.oci import Compressed, Descriptor, Digest
 from blobtee.testing import images
 
 IMAGE = "registry.test:5000/team/app:v1"
+OLD = 1_000_000_000
+T = TypeVar("T")
 
 
 class MemoryReader(ReaderAt):
@@ -83,7 +91,7 @@ def stack(manager: CacheManager, source: Source, given: list[images.Layer]) -> R
     return ref
 
 
-def add(store: MemoryStore, layer: images.Layer) -> None:
+def add(store: Store, layer: images.Layer) -> None:
     with store.writer(layer.descriptor.digest, expected=layer.descriptor.digest) as writer:
         writer.write(layer.data)
         writer.commit(layer.descriptor.size)
@@ -92,3 +100,73 @@ def add(store: MemoryStore, layer: images.Layer) -> None:
 def content(remote_reader: ReaderAt) -> bytes:
     with remote_reader as reader, io.BufferedReader(reader.open()) as file:
         return file.read()
+
+
+def write_tree(path: Path, files: Mapping[str, str | None]) -> Path:
+    """A directory with files of these texts (None is a directory), all of one old time; given times stay comparable."""
+    path.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        target = path / name
+        if text is None:
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text)
+    for each in (path, *path.rglob("*")):
+        os.utime(each, (OLD, OLD), follow_symlinks=False)
+    return path
+
+
+def read_tree(path: Path) -> dict[str, str | None]:
+    """The inverse of `write_tree`; directories only where they are empty."""
+    found: dict[str, str | None] = {}
+    for each in sorted(path.rglob("*")):
+        name = str(each.relative_to(path))
+        if each.is_file():
+            found[name] = each.read_text()
+        elif not any(each.iterdir()):
+            found[name] = None
+    return found
+
+
+def names(store: Store, desc: Descriptor) -> list[str]:
+    """The entries of a layer in the store, without slashes at the end; its bytes must be what its diff id says."""
+    with store.reader_at(desc) as reader, reader.open() as raw, decompress(raw, desc.media_type) as tar:
+        data = tar.read() or b""
+        while more := tar.read(1 << 20):
+            data += more
+    assert Digest.of(data) == desc.annotations[UNCOMPRESSED]
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        return [member.name for member in archive]
+
+
+def untouched(manager: CacheManager, *refs: Ref) -> None:
+    """No ingest, no lease but those of refs, and nothing of work under way."""
+    assert manager.store.statuses() == []
+    allowed = {ref.id for ref in refs} | {variants_lease(ref.id) for ref in refs}
+    for ref in refs:
+        allowed |= {each for ancestor in ref.ancestry for each in (ancestor, variants_lease(ancestor))}
+    assert {lease.id for lease in manager.leases.all()} <= allowed
+    root = getattr(manager.store, "root", None)
+    assert root is None or not (root / "scratch").exists()
+
+
+def at_once(*functions: Callable[[], T]) -> list[T | Exception]:
+    """What each returned or raised; none goes before all are ready."""
+    ready = threading.Barrier(len(functions))
+    outcomes: dict[int, T | Exception] = {}
+
+    def call(number: int) -> None:
+        ready.wait(30)
+        try:
+            outcomes[number] = functions[number]()
+        except Exception as error:
+            outcomes[number] = error
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(len(functions))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive()
+    return [outcomes[number] for number in range(len(functions))]

@@ -1,0 +1,735 @@
+"""Blobs made of directories: what they hold, once for all who ask, and nothing left behind by a failure."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blobtee import conversion
+from blobtee.cache import CacheManager, Kind, Ref, RefConfig
+from blobtee.cache.labels import LINK, MEDIA_TYPE, UNCOMPRESSED
+from blobtee.cache.leases import current_lease
+from blobtee.compression import Compression, Type, decompress
+from blobtee.content import LocalStore
+from blobtee.errors import (
+    Cancelled,
+    CorruptData,
+    DigestMismatch,
+    InvalidArgument,
+    LazyUnavailable,
+    NeedsRemoteProvider,
+    NoBlobs,
+    NotFound,
+    TooLarge,
+)
+from blobtee.oci import Compressed, chain_id, chain_ids, mediatypes
+from blobtee.tasks import Cancellation, Event, reporting, scope, sleep
+from blobtee.testing import images
+from tests.unit.cache.support import (
+    Source,
+    add,
+    at_once,
+    content,
+    described,
+    layers,
+    names,
+    read_tree,
+    stack,
+    untouched,
+    write_tree,
+)
+
+ZSTD = RefConfig(Compression("zstd"))
+PLAIN = RefConfig(Compression("uncompressed"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[LocalStore]:
+    with LocalStore(tmp_path / "store") as store:
+        yield store
+
+
+@pytest.fixture
+def manager(store: LocalStore) -> CacheManager:
+    return CacheManager(store)
+
+
+def trees(tmp_path: Path, *contents: dict[str, str | None]) -> list[Path]:
+    return [write_tree(tmp_path / f"tree{number}", files) for number, files in enumerate(contents)]
+
+
+def registered(manager: CacheManager, *paths: Path) -> Ref:
+    """Whole trees on each other."""
+    ref: Ref | None = None
+    for path in paths:
+        below, ref = ref, manager.add_directory(path, ref)
+        if below is not None:
+            below.release()
+    assert ref is not None
+    return ref
+
+
+def test_a_directory_becomes_a_layer_when_it_is_asked_for(tmp_path: Path, manager: CacheManager) -> None:
+    (path,) = trees(tmp_path, {"a/file": "one", "b": "two"})
+    ref = manager.add_directory(path, description="mine")
+    assert (ref.kind, ref.blob, ref.chain_id, ref.blob_only, ref.description) == (Kind.BASE, None, None, False, "mine")
+    assert not ref.is_lazy()
+    with pytest.raises(NoBlobs):
+        ref.get_remote()
+    assert list(manager.store.walk()) == []
+    remote = ref.get_remote(True, ZSTD)
+    (desc,) = remote.descriptors
+    assert desc.media_type == mediatypes.OCI_LAYER + "+zstd"
+    assert names(manager.store, desc) == ["a", "a/file", "b"]
+    assert (ref.blob, ref.size, ref.diff_id) == (desc.digest, desc.size, desc.annotations[UNCOMPRESSED])
+    assert ref.chain_id == ref.diff_id
+    assert ref.blob_chain_id == chain_id(desc.digest, desc.annotations[UNCOMPRESSED])
+    info = manager.store.info(desc.digest)
+    assert info.labels[UNCOMPRESSED] == ref.diff_id
+    assert info.labels[MEDIA_TYPE] == desc.media_type
+    assert manager.leases.resources(ref.id) == [("content", desc.digest)]
+    untouched(manager, ref)
+    with remote.provider.reader_at(desc) as reader:
+        assert reader.size == desc.size
+    assert ref.get_remote().descriptors == remote.descriptors
+
+
+def test_each_tree_is_what_differs_from_the_one_below(tmp_path: Path, manager: CacheManager) -> None:
+    paths = trees(
+        tmp_path,
+        {"kept": "1", "changed": "1", "gone": "1"},
+        {"kept": "1", "changed": "22", "new/file": "x"},
+        {"kept": "1", "changed": "22"},
+    )
+    top = registered(manager, *paths)
+    remote = top.get_remote(True, PLAIN)
+    assert [set(names(manager.store, desc)) for desc in remote.descriptors] == [
+        {"kept", "changed", "gone"},
+        {"changed", "new", "new/file", ".wh.gone"},
+        {".wh.new"},
+    ]
+    assert top.chain_id == chain_ids(desc.annotations[UNCOMPRESSED] for desc in remote.descriptors)[-1]
+    pairs = [chain_id(desc.digest, desc.annotations[UNCOMPRESSED]) for desc in remote.descriptors]
+    assert top.blob_chain_id == chain_ids(pairs)[-1]
+    for number, each in enumerate(top.layer_chain(), 1):
+        assert each.chain_id == chain_ids(desc.annotations[UNCOMPRESSED] for desc in remote.descriptors[:number])[-1]
+    untouched(manager, top)
+
+
+def test_an_overlay_directory_is_a_layer_as_it_is(tmp_path: Path, manager: CacheManager) -> None:
+    base, upper = trees(tmp_path, {"kept": "1"}, {"new": "2"})
+    ref = manager.add_directory(upper, manager.add_directory(base), overlay=True)
+    remote = ref.get_remote(True)
+    assert [names(manager.store, desc) for desc in remote.descriptors] == [["kept"], ["new"]]
+    alone = manager.add_directory(upper, overlay=True)
+    assert alone.get_remote(True).descriptors[0].digest == remote.descriptors[1].digest
+
+
+def test_a_tree_on_a_pulled_image_is_compared_with_the_image(tmp_path: Path, manager: CacheManager) -> None:
+    given = [images.layer({"kept": b"1" * 100, "gone": b"1"}), images.layer({"below": b"2"})]
+    source = Source(*given)
+    image = stack(manager, source, given)
+    with manager.mounted(image) as mounted:
+        shutil.copytree(mounted, tmp_path / "mine", symlinks=True)
+    (tmp_path / "mine" / "gone").unlink()
+    (tmp_path / "mine" / "new").write_text("3")
+    ref = manager.add_directory(tmp_path / "mine", image)
+    remote = ref.get_remote(True)
+    assert [desc.digest for desc in remote.descriptors[:2]] == [layer.descriptor.digest for layer in given]
+    assert set(names(manager.store, remote.descriptors[2])) == {"new", ".wh.gone"}
+    assert sorted(source.opened) == sorted(layer.descriptor.digest for layer in given)
+    untouched(manager, ref)
+
+
+def test_an_overlay_on_a_lazy_image_brings_nothing(tmp_path: Path, manager: CacheManager) -> None:
+    given = layers(2)
+    source = Source(*given)
+    ref = manager.add_directory(write_tree(tmp_path / "upper", {"f": "x"}), stack(manager, source, given), overlay=True)
+    assert len(ref.get_remote(True).descriptors) == 3
+    assert source.opened == []
+
+
+def test_a_manager_started_later_makes_the_blob(tmp_path: Path) -> None:
+    (path,) = trees(tmp_path, {"f": "x"})
+    with LocalStore(tmp_path / "store") as store:
+        ref_id = CacheManager(store).add_directory(path).id
+    with LocalStore(tmp_path / "store") as store:
+        ref = CacheManager(store).get(ref_id)
+        assert names(store, ref.get_remote(True).descriptors[0]) == ["f"]
+    with LocalStore(tmp_path / "store") as store:
+        assert names(store, CacheManager(store).get(ref_id).get_remote().descriptors[0]) == ["f"]
+
+
+def test_names_of_directories_may_be_any_bytes(tmp_path: Path, store: LocalStore) -> None:
+    path = write_tree(tmp_path / os.fsdecode(b"odd \xff name"), {"f": "x"})
+    manager = CacheManager(store)
+    ref_id = manager.add_directory(path).id
+    assert len(CacheManager(store).get(ref_id).get_remote(True).descriptors) == 1
+
+
+def test_what_cannot_be_a_layer_is_refused_at_once(tmp_path: Path, manager: CacheManager) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(NotFound):
+        manager.add_directory(tmp_path / "nothing")
+    for bad in (tmp_path / "file", tmp_path, tmp_path / "store", str(tmp_path) + "/a\0b", "/"):
+        with pytest.raises(InvalidArgument):
+            manager.add_directory(bad)
+    with pytest.raises(Exception) as caught:
+        manager.add_directory(tmp_path / "loop")
+    assert type(caught.value).__module__ == "blobtee.errors"
+    assert list(manager.records.all()) == []
+    assert manager.leases.all() == []
+
+
+# ---- kinds
+
+
+def test_a_diff_of_refs_is_one_layer_of_its_own(tmp_path: Path, manager: CacheManager) -> None:
+    paths = trees(tmp_path, {"a": "1", "b": "1"}, {"a": "1", "b": "1", "c": "2"}, {"a": "1", "c": "2", "d": "3"})
+    top = registered(manager, *paths)
+    base = top.layer_chain()[0]
+    diff = manager.diff(base, top)
+    (desc,) = diff.get_remote(True).descriptors
+    assert set(names(manager.store, desc)) == {".wh.b", "c", "d"}
+    assert diff.blob == desc.digest
+    assert top.blob is None
+    assert diff.chain_id == desc.annotations[UNCOMPRESSED]
+    assert diff.blob_chain_id == chain_id(desc.digest, desc.annotations[UNCOMPRESSED])
+    (everything,) = manager.diff(None, top).get_remote(True).descriptors
+    assert names(manager.store, everything) == ["a", "c", "d"]
+
+
+def test_a_diff_over_its_uppers_parent_is_the_uppers_blob(tmp_path: Path, manager: CacheManager) -> None:
+    top = registered(manager, *trees(tmp_path, {"a": "1"}, {"a": "1", "b": "2"}))
+    base = top.layer_chain()[0]
+    diff = manager.diff(base, top)
+    (desc,) = diff.get_remote(True).descriptors
+    assert (diff.blob, top.blob) == (None, desc.digest)
+    assert diff.chain_id == desc.annotations[UNCOMPRESSED]
+    assert base.blob is None
+    assert top.chain_id is None
+
+
+def test_a_merge_has_no_blob_of_its_own_and_ids_over_all_layers(tmp_path: Path, manager: CacheManager) -> None:
+    one, two, three = trees(tmp_path, {"a": "1"}, {"a": "1", "b": "2"}, {"c": "3"})
+    left, right = registered(manager, one, two), manager.add_directory(three)
+    merged = manager.merge([left, right, left])
+    remote = merged.get_remote(True)
+    assert merged.blob is None
+    assert [names(manager.store, desc) for desc in remote.descriptors] == [["a"], ["b"], ["c"], ["a"], ["b"]]
+    assert merged.chain_id == chain_ids(desc.annotations[UNCOMPRESSED] for desc in remote.descriptors)[-1]
+    pairs = [chain_id(desc.digest, desc.annotations[UNCOMPRESSED]) for desc in remote.descriptors]
+    assert merged.blob_chain_id == chain_ids(pairs)[-1]
+    on_top = manager.add_directory(write_tree(tmp_path / "top", {"a": "1", "b": "2", "c": "3", "d": "4"}), merged)
+    last = on_top.get_remote(True).descriptors[-1]
+    assert names(manager.store, last) == ["d"]
+    assert on_top.chain_id == chain_id(merged.chain_id, last.annotations[UNCOMPRESSED])
+
+
+def test_a_layer_may_lie_on_a_merge_that_has_its_ids(tmp_path: Path, manager: CacheManager) -> None:
+    a, b, c = layers(3)
+    source = Source(a, b, c)
+    merged = manager.merge([stack(manager, source, [a]), stack(manager, source, [b])])
+    merged.get_remote()
+    top = manager.get_by_blob(described(c), merged, source.handlers())
+    assert top.chain_id == stack(manager, source, [a, b, c]).chain_id
+    assert [desc.digest for desc in top.get_remote().descriptors] == [x.descriptor.digest for x in (a, b, c)]
+    assert source.opened == []
+
+
+def test_layers_made_before_their_parents_get_their_ids_with_them(tmp_path: Path, manager: CacheManager) -> None:
+    base, upper = trees(tmp_path, {"a": "1"}, {"b": "2"})
+    bottom = manager.add_directory(base)
+    top = manager.add_directory(upper, bottom, overlay=True)
+    diff = manager.diff(bottom, top)  # is the upper's own layer: nothing below needs a blob
+    diff.get_remote(True)
+    assert top.blob is not None
+    assert (top.chain_id, bottom.blob) == (None, None)
+    top.get_remote(True)
+    assert bottom.diff_id is not None
+    assert top.diff_id is not None
+    assert top.chain_id == chain_id(bottom.diff_id, top.diff_id)
+    found = manager.get_by_blob(top.get_remote().descriptors[1], bottom)
+    assert found.id == top.id
+
+
+def test_diffs_nested_without_end_are_refused(tmp_path: Path, manager: CacheManager) -> None:
+    ref = registered(manager, *trees(tmp_path, {"a": "1"}, {"a": "1", "b": "2"}, {"a": "1", "b": "3"}))
+    base = ref.layer_chain()[0]
+    for _ in range(40):
+        ref = manager.diff(base, ref)
+    with pytest.raises(TooLarge):
+        ref.get_remote(True)
+    untouched(manager, ref)
+
+
+# ---- compression and epoch
+
+
+@pytest.mark.parametrize("kind", list(Type))
+def test_blobs_are_packed_as_wished(kind: Type, tmp_path: Path, manager: CacheManager) -> None:
+    (path,) = trees(tmp_path, {"f": "text " * 1000})
+    (desc,) = manager.add_directory(path).get_remote(True, RefConfig(Compression(kind))).descriptors
+    assert desc.media_type == kind.media_type
+    assert "f" in names(manager.store, desc)
+
+
+def test_a_level_is_kept(tmp_path: Path, manager: CacheManager) -> None:
+    (path,) = trees(tmp_path, {"f": "".join(f"line {n * 7919 % 1000}\n" for n in range(20_000))})
+    sizes = [
+        manager.add_directory(path).get_remote(True, RefConfig(Compression("zstd", level=level))).descriptors[0].size
+        for level in (1, 19)
+    ]
+    assert sizes[1] < sizes[0]
+
+
+def test_an_epoch_clamps_what_is_made_and_leaves_what_came(tmp_path: Path, manager: CacheManager) -> None:
+    (given,) = layers(1)
+    (path,) = trees(tmp_path, {"f": "x", "g": "y"})
+    os.utime(path / "g", (5, 5))
+    base = manager.get_by_blob(described(given), None, Source(given).handlers())
+    ref = manager.add_directory(path, base, overlay=True)
+    remote = ref.get_remote(True, RefConfig(Compression("gzip"), epoch=1000))
+    assert remote.descriptors[0].bare() == given.descriptor
+    with remote.provider.reader_at(remote.descriptors[1]) as reader, reader.open() as raw, decompress(raw) as tar:
+        with tarfile.open(fileobj=io.BytesIO(tar.read())) as archive:
+            assert {member.name: member.mtime for member in archive} == {"f": 1000, "g": 5}
+    again = manager.add_directory(path, base, overlay=True)
+    os.utime(path / "f", (2**31, 2**31))
+    assert again.get_remote(True, RefConfig(epoch=1000)).descriptors[1].digest == remote.descriptors[1].digest
+    with pytest.raises(InvalidArgument):
+        RefConfig(epoch="now")  # type: ignore[arg-type]
+
+
+def test_a_layer_that_has_a_blob_is_not_made_again_for_another_epoch(tmp_path: Path, manager: CacheManager) -> None:
+    ref = registered(manager, *trees(tmp_path, {"f": "x"}))
+    first = ref.get_remote(True, RefConfig(epoch=1000))
+    assert ref.get_remote(True, RefConfig(epoch=5)).descriptors == first.descriptors
+
+
+# ---- at once
+
+
+class Counting:
+    """Counts the packers that are made, and stops each at its first byte until it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, before: Callable[[Any], object] | None = None) -> None:
+        self.made: list[Type] = []
+        self.reached = threading.Event()
+        self.go = threading.Event()
+        true = conversion.Packer
+
+        def packer(compression: Compression, write: Any, **options: Any) -> conversion.Packer:
+            self.made.append(compression.type)
+            self.reached.set()
+            while not self.go.is_set():
+                sleep(0.002)
+            if before is not None:
+                before(compression)
+            return true(compression, write, **options)
+
+        monkeypatch.setattr(conversion, "Packer", packer)
+
+
+def test_however_many_ask_a_blob_is_made_once(
+    tmp_path: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting(monkeypatch)
+    counting.go.set()
+    manager = CacheManager(store)
+    top = registered(manager, *trees(tmp_path, {"a": "1"}, {"a": "1", "b": "2"}, {"c": "2"}))
+    refs = [CacheManager(store).get(top.id) for _ in range(4)]
+    found = at_once(*[lambda ref=ref: ref.get_remote(True, ZSTD).descriptors for ref in refs * 4])
+    assert counting.made == [Type.ZSTD] * 3
+    assert all(each == found[0] for each in found)
+    assert sorted(info.digest for info in store.walk()) == sorted(each.blob or "" for each in top.layer_chain())
+    untouched(manager, top)
+
+
+def test_layers_are_made_at_the_same_time(
+    tmp_path: Path, manager: CacheManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(2)
+    counting = Counting(monkeypatch, before=lambda _: together.wait(30))
+    counting.go.set()
+    registered(manager, *trees(tmp_path, {"a": "1"}, {"a": "2"})).get_remote(True)
+
+
+def test_unforced_the_first_wish_makes_the_blob_and_the_others_get_it(
+    tmp_path: Path, manager: CacheManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting(monkeypatch)
+    ref = registered(manager, *trees(tmp_path, {"a": "1"}))
+    outcome: list[Any] = []
+    first = threading.Thread(target=lambda: outcome.append(ref.get_remote(True, ZSTD).descriptors))
+    first.start()
+    assert counting.reached.wait(30)
+    second = threading.Thread(target=lambda: outcome.append(ref.get_remote(True, RefConfig()).descriptors))
+    second.start()
+    counting.go.set()
+    first.join(60)
+    second.join(60)
+    assert counting.made == [Type.ZSTD]
+    assert outcome[0] == outcome[1]
+    assert [info.digest for info in manager.store.walk()] == [ref.blob]
+
+
+def test_forced_each_gets_exactly_its_type(tmp_path: Path, manager: CacheManager) -> None:
+    ref = registered(manager, *trees(tmp_path, {"a": "1" * 5000}, {"a": "1" * 5000, "b": "2" * 5000}))
+    forced = [RefConfig(Compression(kind, force=True)) for kind in Type]
+    found = at_once(*[lambda c=config: ref.get_remote(True, c).descriptors for config in forced])
+    for kind, descs in zip(Type, found, strict=True):
+        assert not isinstance(descs, Exception)
+        assert [desc.media_type for desc in descs] == [kind.media_type] * 2
+        assert ["a" in names(manager.store, descs[0]), "b" in names(manager.store, descs[1])] == [True, True]
+    assert len({desc.digest for descs in found if not isinstance(descs, Exception) for desc in descs}) == 8
+    assert len(list(manager.store.walk())) == 8
+    untouched(manager, ref)
+
+
+def test_an_error_that_is_due_to_ones_own_wish_is_not_the_others(
+    tmp_path: Path, manager: CacheManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def before(compression: Compression) -> None:
+        if compression.type is Type.ESTARGZ:
+            raise InvalidArgument("not as eStargz")
+
+    counting = Counting(monkeypatch, before=before)
+    ref = registered(manager, *trees(tmp_path, {"a": "1"}))
+    outcome: list[Any] = []
+
+    def ask(kind: str) -> None:
+        try:
+            outcome.append(ref.get_remote(True, RefConfig(Compression(kind))).descriptors[0].media_type)
+        except InvalidArgument as error:
+            outcome.append(str(error))
+
+    threads = [threading.Thread(target=ask, args=(kind,)) for kind in ("estargz", "zstd")]
+    threads[0].start()
+    assert counting.reached.wait(30)
+    threads[1].start()
+    counting.go.set()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(outcome) == sorted(["not as eStargz", Type.ZSTD.media_type])
+    untouched(manager, ref)
+
+
+def test_a_caller_who_gives_up_leaves_the_work_to_the_others(
+    tmp_path: Path, manager: CacheManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting(monkeypatch)
+    ref = registered(manager, *trees(tmp_path, {"a": "1"}))
+    switch = Cancellation()
+    outcome: dict[str, Any] = {}
+
+    def ask(name: str, cancellation: Cancellation | None) -> None:
+        try:
+            with scope(cancellation):
+                outcome[name] = ref.get_remote(True).descriptors
+        except Cancelled as error:
+            outcome[name] = error
+
+    first = threading.Thread(target=ask, args=("first", switch))
+    first.start()
+    assert counting.reached.wait(30)
+    second = threading.Thread(target=ask, args=("second", None))
+    second.start()
+    wait_for(lambda: len(waiters(manager)) == 2)
+    switch.cancel("Ctrl-C")
+    first.join(60)
+    assert isinstance(outcome["first"], Cancelled)
+    assert [lease for lease in manager.leases.all() if lease.expires_at is not None] == []
+    counting.go.set()
+    second.join(60)
+    assert outcome["second"][0].digest == ref.blob
+    assert counting.made == [Type.GZIP]
+    untouched(manager, ref)
+
+
+def test_when_all_give_up_nothing_is_left(
+    tmp_path: Path, manager: CacheManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting(monkeypatch)
+    ref = registered(manager, *trees(tmp_path, {"a": "1"}))
+    switch = Cancellation()
+    outcome = []
+
+    def ask() -> None:
+        try:
+            with scope(switch):
+                ref.get_remote(True)
+        except Cancelled as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert counting.reached.wait(30)
+    switch.cancel()
+    thread.join(60)
+    assert len(outcome) == 1
+    wait_for(lambda: not manager.store.statuses())
+    counting.go.set()
+    assert len(ref.get_remote(True).descriptors) == 1
+    untouched(manager, ref)
+
+
+def waiters(manager: CacheManager) -> list[object]:
+    """Who waits for a blob to be made: seen from outside it cannot be told, so this looks inside."""
+    from blobtee.cache.flights import flights
+
+    calls = flights(manager.store).create._calls
+    return [waiter for call in calls.values() for waiter in call.waiters]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(15_000):
+        if condition():
+            return
+        sleep(0.002)
+    raise AssertionError("it did not come to this")
+
+
+# ---- failures
+
+
+def test_an_error_in_one_layer_cancels_the_others_and_leaves_nothing(
+    tmp_path: Path, manager: CacheManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = registered(manager, *trees(tmp_path, {"a": "1"}, {"a": "2"}))
+    together = threading.Barrier(2)
+    cancelled: list[BaseException] = []
+
+    def before(_: Compression) -> None:
+        if together.wait(30) == 0:
+            raise CorruptData("this one fails")
+        try:
+            sleep(60)
+        except Cancelled as error:
+            cancelled.append(error)
+            raise
+
+    with monkeypatch.context() as patch:
+        Counting(patch, before=before).go.set()
+        with pytest.raises(CorruptData, match="this one fails"):
+            top.get_remote(True)
+    wait_for(lambda: len(cancelled) == 1 and not manager.store.statuses())
+    assert list(manager.store.walk()) == []
+    wait_for(lambda: all(lease.expires_at is None for lease in manager.leases.all()))
+    assert len(top.get_remote(True).descriptors) == 2
+    untouched(manager, top)
+
+
+def test_a_failure_in_the_middle_of_a_blob_aborts_its_ingest(
+    tmp_path: Path, manager: CacheManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = registered(manager, *trees(tmp_path, {"a": "1" * 100_000}))
+
+    def fail(packer: object) -> None:
+        raise CorruptData("at the end")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion.Packer, "finish", fail)
+        with pytest.raises(CorruptData):
+            ref.get_remote(True, PLAIN)
+    untouched(manager, ref)
+    assert manager.leases.resources(ref.id) == []
+    assert ref.blob is None
+    assert len(ref.get_remote(True).descriptors) == 1
+
+
+def test_what_a_killed_process_left_of_a_blob_is_written_over(tmp_path: Path, manager: CacheManager) -> None:
+    ref = registered(manager, *trees(tmp_path, {"a": "1"}))
+    with manager.store.writer(f"create-{ref.id}-gzip") as writer:
+        writer.write(b"half of something")
+    assert names(manager.store, ref.get_remote(True).descriptors[0]) == ["a"]
+    untouched(manager, ref)
+
+
+def test_a_blob_that_another_process_makes_is_waited_for(tmp_path: Path, manager: CacheManager) -> None:
+    ref = registered(manager, *trees(tmp_path, {"a": "1"}))
+    with manager.store.writer(f"create-{ref.id}-gzip"):
+        thread = threading.Thread(target=ref.get_remote, args=(True,))
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+    thread.join(60)
+    assert ref.blob is not None
+
+
+def test_a_directory_that_is_gone_is_said_and_coming_back_helps(tmp_path: Path, manager: CacheManager) -> None:
+    base, upper = trees(tmp_path, {"a": "1"}, {"a": "1", "b": "2"})
+    top = registered(manager, base, upper)
+    base.rename(tmp_path / "elsewhere")
+    with pytest.raises(NotFound, match=r"tree0.*gone"):
+        top.get_remote(True)
+    untouched(manager, top)
+    (tmp_path / "elsewhere").rename(base)
+    assert [names(manager.store, desc) for desc in top.get_remote(True).descriptors] == [["a"], ["b"]]
+
+
+def test_a_parent_that_nobody_can_bring_is_said_and_a_handler_helps(tmp_path: Path, manager: CacheManager) -> None:
+    given = layers(1)
+    source = Source(*given)
+    ref = manager.add_directory(write_tree(tmp_path / "mine", {"f": "x"}), stack(manager, source, given))
+    with pytest.raises(NeedsRemoteProvider):
+        ref.get_remote(True, handlers={})
+    untouched(manager, ref)
+    data = source.blobs.pop(given[0].descriptor.digest)
+    with pytest.raises(LazyUnavailable):
+        ref.get_remote(True)
+    assert not (tmp_path / "store" / "scratch").exists()
+    source.blobs[given[0].descriptor.digest] = data
+    assert set(names(manager.store, ref.get_remote(True).descriptors[1])) == {"f", ".wh.file0"}
+    untouched(manager, ref)
+
+
+def test_the_parents_tree_is_made_of_its_blob_once_its_directory_is_gone(tmp_path: Path, manager: CacheManager) -> None:
+    base, upper = trees(tmp_path, {"a": "1", "b": "1"}, {"a": "1", "c": "2"})
+    bottom = manager.add_directory(base)
+    bottom.get_remote(True)
+    shutil.rmtree(base)
+    top = manager.add_directory(upper, bottom)
+    assert set(names(manager.store, top.get_remote(True).descriptors[1])) == {"c", ".wh.b"}
+    with manager.mounted(bottom) as path:
+        assert read_tree(path) == {"a": "1", "b": "1"}
+
+
+# ---- progress and leases
+
+
+def test_making_a_blob_reports_its_progress_and_its_failure(
+    tmp_path: Path, manager: CacheManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = registered(manager, *trees(tmp_path, {"a": "1" * 10_000}))
+    events: list[Event] = []
+
+    def fail(packer: object) -> None:
+        raise CorruptData("at the end")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion.Packer, "finish", fail)
+        with reporting(events.append), pytest.raises(CorruptData):
+            ref.get_remote(True)
+    mine = [event for event in events if event.action == "create"]
+    assert (mine[-1].error, mine[-1].completed) == ("at the end", None)
+    with reporting(events.append):
+        ref.get_remote(True)
+    last = [event for event in events if event.action == "create"][-1]
+    assert last.completed is not None
+    assert last.current >= 10_000
+    assert last.digest == ref.id
+
+
+def test_a_blob_is_leased_before_it_is_one(
+    tmp_path: Path, manager: CacheManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = registered(manager, *trees(tmp_path, {"a": "1"}))
+    held: list[tuple[str, str]] = []
+    true = manager.store.writer
+
+    def writer(name: str, **options: Any) -> Any:
+        opened = true(name, **options)
+        commit = opened.commit
+
+        def committing(size: int = 0, expected: str | None = None, labels: Any = None) -> Any:
+            lease = current_lease()
+            assert lease is not None
+            held.extend(manager.leases.resources(lease))
+            return commit(size, expected, labels)
+
+        monkeypatch.setattr(opened, "commit", committing)
+        return opened
+
+    monkeypatch.setattr(manager.store, "writer", writer)
+    with manager.leases.hold() as mine:
+        ref.get_remote(True)
+        assert manager.leases.resources(mine) == [("content", ref.blob)]
+    assert held == [("content", ref.blob)]
+    untouched(manager, ref)
+
+
+# ---- made again
+
+
+@pytest.mark.parametrize("kind", list(Type))
+def test_a_blob_that_is_gone_is_made_again_as_it_was(kind: Type, tmp_path: Path, manager: CacheManager) -> None:
+    ref = registered(manager, *trees(tmp_path, {"a": "1" * 1000}, {"a": "2" * 1000}))
+    level = {Type.UNCOMPRESSED: None, Type.ZSTD: 7}.get(kind, 3)
+    remote = ref.get_remote(True, RefConfig(Compression(kind, level=level), epoch=1000))
+    before = [content(remote.provider.reader_at(desc)) for desc in remote.descriptors]
+    for desc in remote.descriptors:
+        manager.store.delete(desc.digest)
+    assert ref.is_lazy()
+    assert ref.get_remote().descriptors == remote.descriptors
+    assert [content(remote.provider.reader_at(desc)) for desc in remote.descriptors] == before
+    assert not ref.is_lazy()
+    untouched(manager, ref)
+
+
+def test_a_directory_that_has_changed_since_is_found_out(tmp_path: Path, manager: CacheManager) -> None:
+    (path,) = trees(tmp_path, {"a": "1"})
+    ref = manager.add_directory(path)
+    remote = ref.get_remote(True)
+    manager.store.delete(remote.descriptors[0].digest)
+    write_tree(path, {"a": "2"})
+    with pytest.raises(DigestMismatch, match="made again"):
+        remote.unlazy()
+    assert list(manager.store.walk()) == []
+    shutil.rmtree(path)
+    with pytest.raises(NotFound, match="gone"):
+        remote.unlazy()
+    untouched(manager, ref)
+    write_tree(path, {"a": "1"})
+    remote.unlazy()
+
+
+# ---- size, and forgetting
+
+
+def test_usage_is_directory_blob_and_variants(tmp_path: Path, manager: CacheManager) -> None:
+    (path,) = trees(tmp_path, {"a": "1" * 100_000, "sub/b": "2"})
+    os.link(path / "a", path / "again")
+    ref = manager.add_directory(path)
+    taken = sum(each.lstat().st_blocks * 512 for each in (path, path / "a", path / "sub", path / "sub" / "b"))
+    assert ref.usage() == taken
+    (main,) = ref.get_remote(True).descriptors
+    (other,) = ref.get_remote(True, RefConfig(Compression("zstd", force=True))).descriptors
+    assert ref.usage() == taken + main.size + other.size
+    shutil.rmtree(path)
+    assert ref.usage() == main.size + other.size
+
+
+def test_removing_a_ref_forgets_its_directory_and_leaves_it_alone(tmp_path: Path, manager: CacheManager) -> None:
+    (path,) = trees(tmp_path, {"a": "1"})
+    with manager.add_directory(path) as ref:
+        desc = ref.get_remote(True).descriptors[0]
+        # The same contents under another blob share the snapshot.
+        twin = images.layer(path_tar(manager, ref), compression=Compressed.ZSTD)
+        add(manager.store, twin)
+        other = manager.get_by_blob(described(twin), None)
+        assert other.snapshot_id == ref.snapshot_id
+        assert not other.blob_only
+    manager.remove(ref.id)
+    assert manager.snapshots.find(other.snapshot_id) is not None
+    other.release()
+    manager.remove(other.id)
+    assert manager.snapshots.find(other.snapshot_id) is None
+    assert manager.leases.all() == []
+    assert read_tree(path) == {"a": "1"}
+    assert LINK + desc.digest not in manager.store.info(desc.digest).labels
+
+
+def path_tar(manager: CacheManager, ref: Ref) -> bytes:
+    desc = ref.oci_desc()
+    with manager.store.reader_at(desc) as reader, reader.open() as raw, decompress(raw) as tar:
+        return tar.read() or b""
