@@ -68,12 +68,12 @@ def apply(stream: BinaryIO | io.RawIOBase, root: str | os.PathLike[str], *, as_r
     The stream is read to its end, past the tar's own, so that whoever decompresses or hashes it has seen all of it.
     Nothing is synced to the disk. Nobody else may change `root` meanwhile. Memory is flat in the files' sizes; of each
     directory about 300 bytes are kept, and 100 of each file in a directory that was there before (`TooLarge` past 256
-    MiB of it). Files held open are about 100 at most.
+    MiB of it). Files held open are about 150 at most.
 
     `CorruptData`: no sound tar; a path or link that leads out, or in a circle; a hard link to a directory or to
     nothing; numbers that no Linux file can have. `TooLarge`: a file with holes beyond `MAX_SPARSE_NBYTES`, directories
-    too deep. `PermissionDenied`, `StorageFull`, `StorageError`, `ResourceExhausted`, `NotFound` from the file system, with
-    the path. Cancellable. After any error a part of the layer may be in `root`.
+    too deep. `PermissionDenied`, `StorageFull`, `StorageError`, `ResourceExhausted`, `NotFound` from the file system,
+    with the path. Cancellable. After any error a part of the layer may be in `root`.
     """
     rooted = os.geteuid() == 0 if as_root is None else as_root
     try:

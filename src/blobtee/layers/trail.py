@@ -13,6 +13,7 @@ MAX_DEPTH = 16_384
 """Directories on top of each other: as many as a path of `MAX_PATH` bytes can name."""
 
 _OPEN = 32
+_MILESTONE = 256
 _CHECK_EVERY = 1024
 _BATCH = 1024
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -21,8 +22,9 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Trail:
     """The directories from a root (level 0) down to the one that is being worked in, by name.
 
-    However deep it goes, at most about 100 of them are held open; the others are opened again, name by name, when the
-    way back leads through them. Not thread-safe.
+    However deep it goes, at most about 150 of them are held open: the lowest, and a milestone here and there. The
+    others are opened again, name by name from the last milestone, when the way back leads through them. Not
+    thread-safe.
     """
 
     def __init__(self, root: int) -> None:
@@ -69,7 +71,7 @@ class Trail:
         self.cut(-1)
 
     def _close_at(self, level: int) -> None:
-        if level > 0:
+        if level > 0 and level % _MILESTONE:
             fd = self._fds[level]
             if fd is not None:
                 self._fds[level] = None
@@ -77,7 +79,7 @@ class Trail:
                 os.close(fd)
 
     def _reopen(self, level: int) -> int:
-        if self._nopen > 2 * _OPEN:
+        if self._nopen > 2 * _OPEN + self.level // _MILESTONE:
             for other in range(1, self.level):
                 self._close_at(other)
         start = level
