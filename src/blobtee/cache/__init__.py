@@ -1,9 +1,9 @@
 """Refs over layers, and remotes of them: the room of `spec/remote.md`."""
 
-from blobtee.cache.handlers import Handler, Handlers, current_session, using_session
+from blobtee.cache.handlers import Handler, Handlers, Means, current_session, using_session
 from blobtee.cache.leases import Lease, Leases
 from blobtee.cache.manager import CacheManager, MetadataStore
-from blobtee.cache.records import Kind, Record
+from blobtee.cache.records import Kind, Recipe, Record
 from blobtee.cache.ref import Ref
 from blobtee.cache.remote import MAX_REMOTES, LazyMultiProvider, LazyProvider, RefConfig, Remote
 
@@ -17,7 +17,9 @@ __all__ = [
     "LazyProvider",
     "Lease",
     "Leases",
+    "Means",
     "MetadataStore",
+    "Recipe",
     "Record",
     "Ref",
     "RefConfig",

@@ -68,5 +68,5 @@ def _converted(layer: Ref, desc: Descriptor, wanted: Compression, means: Means) 
         before_commit=lambda made: manager.leases.protect([made.digest]),
     )
     result = result.bare().annotated(labels.kept(result.annotations))
-    variants.link(manager, layer, result)
+    variants.link(manager, layer, result, made=True)
     return result

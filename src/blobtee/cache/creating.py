@@ -61,7 +61,7 @@ def rebuild(layer: Ref, desc: Descriptor, means: Means) -> None:
     """
     recipe = layer.recipe or Recipe(_guessed(desc))
     info = _pack(layer, recipe, means, expected=desc)[1]
-    variants.link(layer.manager, layer, desc, info)
+    variants.link(layer.manager, layer, desc, info, made=True)
 
 
 def _layers(ref: Ref) -> list[Ref]:
@@ -94,7 +94,7 @@ def _create(layer: Ref, recipe: Recipe, means: Means) -> None:
         manager.leases.ensure(layer.id)
         manager.leases.add(layer.id, [desc.digest])
     # Another process may have been first with another blob; ours is a variant of it then.
-    variants.link(manager, layer, desc, info)
+    variants.link(manager, layer, desc, info, made=True)
 
 
 def _pack(layer: Ref, recipe: Recipe, means: Means, *, expected: Descriptor | None = None) -> tuple[Descriptor, Info]:

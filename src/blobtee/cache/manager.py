@@ -252,8 +252,10 @@ class CacheManager:
 
     def _inserted(self, record: Record, blob: Digest, parent: Ref | None, handlers: dict[str, Handler]) -> Ref:
         assert record.chain_id is not None
-        for match in self.records.by_chain(record.chain_id)[:1]:
-            record = replace(record, snapshot_id=match.snapshot_id, blob_only=match.blob_only)
+        for match in self.records.by_chain(record.chain_id):
+            if match.snapshot_id:  # merges and diffs have the same contents, and no directory of their own
+                record = replace(record, snapshot_id=match.snapshot_id, blob_only=match.blob_only)
+                break
         self.records.insert(record)
         # Content is held by a lease of the ref's id from its first moment on.
         self.leases.ensure(record.id)

@@ -135,6 +135,10 @@ class Ref:
             raise NeedsRemoteProvider((str(self.blob),))
         return True
 
+    def can_make(self, digest: str) -> bool:
+        """Whether the blob is this ref's own, and directories are known that it could be made of again."""
+        return digest == self.blob and not self.blob_only
+
     def layer_chain(self) -> tuple[Ref, ...]:
         """The refs whose blobs are the layers of this one, base to top, with the same handlers. Release each."""
         records = chain.layers(self.ancestry, self.id)

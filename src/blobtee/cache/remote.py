@@ -82,7 +82,8 @@ class LazyProvider:
         try:
             return self.ref.manager.store.info(digest)
         except (NotFound, DataLoss):
-            if not self._can_be_brought():
+            brought = self.desc.digest in self.means.handlers or self.ref.can_make(self.desc.digest)
+            if not brought and self.origin is None:
                 raise
             return Info(self.desc.digest, self.desc.size)
 
@@ -101,11 +102,6 @@ class LazyProvider:
         made = converting.variant(self.ref, origin.desc, Compression(kind), True, self.means)
         if made.digest != self.desc.digest:
             raise NotFound(f"variant {self.desc.digest} of layer {origin.desc.digest} is not in the store any more")
-
-    def _can_be_brought(self) -> bool:
-        if self.origin is not None:
-            return True
-        return self.desc.digest in self.means.handlers or (self.desc.digest == self.ref.blob and not self.ref.blob_only)
 
     def _require(self, digest: str) -> None:
         if digest != self.desc.digest:

@@ -34,7 +34,7 @@ def unlazy(ref: Ref, desc: Descriptor, means: Means) -> None:
         return
     compression.from_media_type(desc.media_type)
     handler = means.handlers.get(desc.digest)
-    if handler is None and (ref.blob_only or desc.digest != ref.blob):
+    if handler is None and not ref.can_make(desc.digest):
         raise NeedsRemoteProvider((str(desc.digest),))
 
     def bring() -> str:

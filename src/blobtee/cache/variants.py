@@ -18,15 +18,18 @@ if TYPE_CHECKING:
     from blobtee.cache.ref import Ref
 
 
-def link(manager: CacheManager, ref: Ref, desc: Descriptor, info: Info | None = None) -> None:
+def link(manager: CacheManager, ref: Ref, desc: Descriptor, info: Info | None = None, *, made: bool = False) -> None:
     """Make the blob of `desc`, which is in the store (`info`, where known), a variant of the ref's blob, or say on
-    that blob itself what it is. Safe to repeat. `NotFound` when the blob is not in the store."""
+    that blob itself what it is. Safe to repeat. `NotFound` when the blob is not in the store.
+
+    `made`: here, so that its diff id is known for sure and may be said under containerd's own name for it.
+    """
     info = info if info is not None else manager.store.info(desc.digest)
     lease = variants_lease(ref.id)
     with manager.store.metadata.transaction():
         manager.leases.ensure(lease)
         manager.leases.add(lease, [desc.digest])
-    wanted = labels.blob_labels(desc)
+    wanted = labels.made_labels(desc) if made else labels.blob_labels(desc)
     wanted |= labels.merged_sources(info.labels, wanted)
     main = ref.blob
     if main is not None and main != desc.digest:

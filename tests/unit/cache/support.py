@@ -6,6 +6,7 @@ import io
 import os
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,7 +16,6 @@ from blobtee.cache import CacheManager, Handler, Ref
 from blobtee.cache.labels import UNCOMPRESSED
 from blobtee.cache.leases import variants_lease
 from blobtee.compression import decompress
-from blobtee.content import MemoryStore
 from blobtee.content.api import Provider, ReaderAt, Store
 from blobtee.errors import NotFound
 from blobtee.oci import Compressed, Descriptor, Digest
@@ -141,14 +141,29 @@ def names(store: Store, desc: Descriptor) -> list[str]:
 
 
 def untouched(manager: CacheManager, *refs: Ref) -> None:
-    """No ingest, no lease but those of refs, and nothing of work under way."""
-    assert manager.store.statuses() == []
-    allowed = {ref.id for ref in refs} | {variants_lease(ref.id) for ref in refs}
+    """No ingest, no lease but those of refs, and nothing of work under way.
+
+    Work that nobody waits for any more cleans up behind the caller's back, so this gives it time.
+    """
+    wait_for(lambda: _left(manager, *refs) == [])
+    assert _left(manager, *refs) == []
+
+
+def _left(manager: CacheManager, *refs: Ref) -> list[str]:
+    allowed: set[str] = set()
     for ref in refs:
         allowed |= {each for ancestor in ref.ancestry for each in (ancestor, variants_lease(ancestor))}
-    assert {lease.id for lease in manager.leases.all()} <= allowed
+    left = [status.ref for status in manager.store.statuses()]
+    left += [lease.id for lease in manager.leases.all() if lease.id not in allowed]
     root = getattr(manager.store, "root", None)
-    assert root is None or not (root / "scratch").exists()
+    return left + ([] if root is None or not (root / "scratch").exists() else ["scratch"])
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Until it is so, or time is up."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.002)
 
 
 def at_once(*functions: Callable[[], T]) -> list[T | Exception]:

@@ -44,6 +44,7 @@ from tests.unit.cache.support import (
     read_tree,
     stack,
     untouched,
+    wait_for,
     write_tree,
 )
 
@@ -456,6 +457,30 @@ def test_a_caller_who_gives_up_leaves_the_work_to_the_others(
     untouched(manager, ref)
 
 
+def test_one_who_can_bring_what_lies_below_takes_over_from_one_who_cannot(
+    tmp_path: Path, manager: CacheManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting(monkeypatch)
+    (layer,) = layers(1)
+    source = Source(layer)
+    base = manager.get_by_blob(described(layer), None, source.handlers())
+    ref = manager.add_directory(write_tree(tmp_path / "mine", {"f": "x"}), base)
+    outcome: dict[str, Any] = {}
+    first = threading.Thread(target=lambda: outcome.update(first=ref.get_remote(True, handlers={}).descriptors))
+    first.start()
+    assert counting.reached.wait(30)
+    second = threading.Thread(target=lambda: outcome.update(second=ref.get_remote(True).descriptors))
+    second.start()
+    wait_for(lambda: len(waiters(manager)) == 2)
+    counting.go.set()
+    first.join(60)
+    second.join(60)
+    assert counting.made == [Type.GZIP] * 2
+    assert [desc.digest for desc in outcome["first"]] == [desc.digest for desc in outcome["second"]]
+    assert source.opened == [layer.descriptor.digest]
+    untouched(manager, ref)
+
+
 def test_when_all_give_up_nothing_is_left(
     tmp_path: Path, manager: CacheManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -489,14 +514,6 @@ def waiters(manager: CacheManager) -> list[object]:
 
     calls = flights(manager.store).create._calls
     return [waiter for call in calls.values() for waiter in call.waiters]
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    for _ in range(15_000):
-        if condition():
-            return
-        sleep(0.002)
-    raise AssertionError("it did not come to this")
 
 
 # ---- failures

@@ -96,6 +96,21 @@ def test_the_same_contents_in_other_blobs_share_only_the_snapshot(store: MemoryS
     assert (other.snapshot_id, other.blob_only, other.blob) == ("snapshot", False, plain[0].descriptor.digest)
 
 
+def test_merges_and_diffs_of_the_same_contents_lend_no_snapshot(store: MemoryStore) -> None:
+    zipped, plain = layers(1), layers(1, Compressed.ZSTD)
+    manager = CacheManager(store)
+    first = stack(manager, Source(*zipped), zipped)
+    for derived in (manager.merge([first]), manager.diff(None, first)):
+        derived.get_remote()
+        assert derived.chain_id == first.chain_id
+    first.release()
+    with store.metadata.transaction() as connection:
+        connection.execute("DELETE FROM cache_records WHERE id = ?", (first.id,))
+    other = stack(manager, Source(*plain), plain)
+    assert other.blob_only
+    assert other.snapshot_id == other.chain_id
+
+
 def test_order_and_parents_make_other_records(store: MemoryStore) -> None:
     given = layers()
     manager = CacheManager(store)

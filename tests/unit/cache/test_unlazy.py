@@ -12,9 +12,8 @@ from dataclasses import replace
 
 import pytest
 
-from blobtee.cache import CacheManager, Handler, LazyProvider, Ref, using_session
+from blobtee.cache import CacheManager, Handler, LazyProvider, Means, Ref, using_session
 from blobtee.cache.flights import flights as flights_of
-from blobtee.cache.handlers import Means
 from blobtee.cache.labels import LINK, MEDIA_TYPE, SOURCE, UNCOMPRESSED
 from blobtee.content import MemoryStore
 from blobtee.content.api import Provider, ReaderAt
