@@ -1,28 +1,25 @@
 """A tar stream as entries: POSIX ustar and pax, GNU, v7, as Go, GNU tar, bsdtar and Python write them.
 
-One pass, bounded memory, no seeking. Every number and name comes from a file that may be hostile.
+One pass, bounded memory. Every number and name comes from a file that may be hostile.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
-from blobtee.errors import BlobteeError, Closed, CorruptData, TooLarge, Unimplemented
+from blobtee.core import TarHeaders, TarScanner
+from blobtee.errors import Closed, CorruptData, TooLarge, Unimplemented
 from blobtee.layers import pax, sparse
-from blobtee.layers.entry import MAX_PATH, Entry, EntryType, normalise
+from blobtee.layers.entry import MAX_PATH, Entry, EntryType, normalise, plain_entry
+from blobtee.layers.tarstream import Data, Source
 from blobtee.tasks import check
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 BLOCK = 512
 MAX_EXTENDED = 1 << 20
 """Bytes of one extended header or long name, and of all global records together (Go's archive/tar has the same)."""
 
-_SKIP = 1 << 18
-_CHECK_EVERY = 256
 _ZERO_BLOCK = bytes(BLOCK)
 _MAX_SIZE = 2**63 - 1
 _TYPES = {
@@ -35,117 +32,81 @@ _TYPES = {
 }
 """Types without data, whatever their size field says (as Go's archive/tar reads them). The rest is a file."""
 
+_PLAIN = (EntryType.FILE, EntryType.HARDLINK, EntryType.SYMLINK, EntryType.DIRECTORY, EntryType.FIFO)
+"""The types as the C core counts them."""
+
 _XATTR = "SCHILY.xattr."
+_MEANT = frozenset({"path", "linkpath", "size", "uid", "gid", "mtime", "uname", "gname"})
+"""Records that say something of an entry, besides `_XATTR` and `GNU.sparse.`."""
+
 _Pairs = list[tuple[str, bytes]]
 
 
 def entries(stream: BinaryIO | io.RawIOBase) -> Iterator[Entry]:
     """The entries of the tar that `stream` gives from its position on, in order.
 
-    Only `read(n)` or `readinto` of the stream is used, and short reads are fine. It is read up to the end-of-archive
-    mark, or to its end when the mark is missing, and is left open. `CorruptData`: a wrong checksum, a tar that breaks
+    Only `read(n)` and `readinto` of the stream are used, and short reads are fine. It is read up to the end-of-archive
+    mark, or to its end when the mark is missing, and is left open; up to `tarstream.WINDOW` bytes more have been read
+    from one that cannot seek back. `CorruptData`: a wrong checksum, a tar that breaks
     off, a path that leads out of the layer. `TooLarge`: an extended header beyond `MAX_EXTENDED`. `Unimplemented`: a
     part of a multi-volume archive. Errors of the stream's own, when they are ours, pass through.
     """
     return _Reader(stream).entries()
 
 
-def drain(stream: BinaryIO | io.RawIOBase) -> None:
-    """Read `stream` to its end. Errors as for `entries`."""
-    source = _Source(stream)
-    while source.read(_SKIP):
-        check()
-
-
-class _Source:
-    """Exact reads of a stream that counts where it is."""
-
-    def __init__(self, stream: BinaryIO | io.RawIOBase) -> None:
-        self._stream = stream
-        self.position = 0
-
-    def read(self, n: int) -> bytes:
-        """`n` bytes, fewer only at the end of the stream."""
-        data = self._some(n)
-        if len(data) == n:
-            return data
-        parts = [data]
-        left = n - len(data)
-        while left and parts[-1]:
-            parts.append(self._some(left))
-            left -= len(parts[-1])
-        return b"".join(parts)
-
-    def _some(self, n: int) -> bytes:
-        try:
-            data = self._stream.read(n)
-        except BlobteeError:
-            raise
-        except (OSError, EOFError, ValueError) as error:
-            raise CorruptData(f"the tar cannot be read on: {error}") from error
-        if data is None:
-            raise CorruptData("the tar comes from a stream that does not block")
-        self.position += len(data)
-        return data
-
-    def skip_to(self, position: int, *, padded: int) -> None:
-        """Read on to `position`; the last `padded` bytes of the way may be missing at the end of the stream."""
-        while self.position < position:
-            check()
-            before = self.position
-            self.read(min(position - before, _SKIP))
-            if self.position == before:
-                if position - before > padded:
-                    raise CorruptData("the tar ends within a file")
-                return
-
-
-class _Data(io.RawIOBase):
-    """The stored data of the entry that the reader is at."""
-
-    def __init__(self, source: _Source, end: int, reader: _Reader, serial: int) -> None:
-        super().__init__()
-        self._source = source
-        self._end = end
-        self._reader = reader
-        self._serial = serial
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        if self.closed or self._reader.serial != self._serial:
-            raise Closed("the tar has moved on to its next entry")
-        with memoryview(buffer).cast("B") as view:
-            n = min(len(view), self._end - self._source.position)
-            if n <= 0:
-                return 0
-            data = self._source.read(n)
-            if len(data) < n:
-                raise CorruptData("the tar ends within a file")
-            view[:n] = data
-        return n
-
-
 class _Reader:
+    """Most headers are plain, and are read by the C core, as many at once as are held. The rest are read here."""
+
     def __init__(self, stream: BinaryIO | io.RawIOBase) -> None:
-        self._source = _Source(stream)
+        self._source = Source(stream)
+        self._scanner = TarScanner()
         self._global: dict[str, bytes] = {}
-        self.serial = 0
+        self._serial = 0
         self._end = 0
 
     def entries(self) -> Iterator[Entry]:
         source = self._source
         while True:
-            if self.serial % _CHECK_EVERY == 0:
-                check()
+            check()
+            headers = self._scan()
+            if headers is not None:
+                yield from self._plain(headers)
+                continue
             entry = self._next()
             if entry is None:
+                source.give_back()
                 return
             end = self._end
             yield entry
-            self.serial += 1
+            self._serial += 1
             source.skip_to(_padded(end), padded=_padded(end) - end)
+
+    def _scan(self) -> TarHeaders | None:
+        """Plain entries from the position on; None when the next one is not, or too long to be held."""
+        if any(map(_is_meant, self._global)):
+            return None
+        source = self._source
+        while True:
+            headers = self._scanner.scan(source.held, min(source.position - source.held_from, len(source.held)))
+            if headers.paths:
+                return headers
+            if not headers.needs_input or not source.fill():
+                return None
+
+    def _plain(self, headers: TarHeaders) -> Iterator[Entry]:
+        source, owners, opener = self._source, headers.owners, self._open
+        start = source.position
+        rows = zip(*headers.columns, headers.paths, headers.linknames, strict=True)
+        for type_, mode, uid, gid, mtime_ns, size, offset, owner, path, linkname in rows:
+            uname, gname = owners[owner]
+            # The next one's header is held, so nothing has to be skipped to get there.
+            source.position = begin = start + offset
+            self._end = begin + size
+            yield plain_entry(
+                path, _PLAIN[type_], size, mode, uid, gid, mtime_ns, linkname, begin, uname, gname, opener
+            )
+            self._serial += 1
+        source.skip_to(start + headers.next, padded=start + headers.next - self._end)
 
     def _next(self) -> Entry | None:
         """The next entry with all that its extra headers say; None at the end of the archive."""
@@ -217,8 +178,8 @@ class _Reader:
         if kind == b"M":
             raise Unimplemented("a part of a multi-volume tar; join the volumes first")
         records = {**self._global, **dict(pairs)} if pairs or self._global else {}
-        # An empty value takes a field back to what the header says.
-        records = {key: value for key, value in records.items() if value}
+        # An empty value takes a field back to what the header says; an attribute may well be empty.
+        records = {key: value for key, value in records.items() if value or key.startswith(_XATTR)}
         name, linkname = _names(header)
         name = long_name if long_name is not None else name
         linkname = long_link if long_link is not None else linkname
@@ -351,8 +312,13 @@ class _Reader:
         stored = sum(segment.length for segment in entry.sparse) if entry.sparse is not None else entry.size
         if self._source.position != entry.offset:
             raise Closed(f"{entry.path}: its data was read already, or the tar has moved on")
-        data = _Data(self._source, entry.offset + stored, self, self.serial)
+        serial = self._serial
+        data = Data(self._source, entry.offset + stored, lambda: self._serial == serial)
         return data if entry.sparse is None or not expand else sparse.ExpandedFile(data, entry.sparse, entry.size)
+
+
+def _is_meant(key: str) -> bool:
+    return key in _MEANT or key.startswith((_XATTR, "GNU.sparse."))
 
 
 def _padded(size: int) -> int:
