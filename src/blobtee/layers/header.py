@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from zlib import adler32
 
 from blobtee.errors import InvalidArgument, TooLarge
-from blobtee.layers.entry import EntryType
+from blobtee.layers.entry import MAX_PATH, EntryType
 from blobtee.layers.reader import BLOCK, MAX_EXTENDED
 
 XATTR = b"SCHILY.xattr."
@@ -61,7 +61,8 @@ def header(
 
     A path or link beyond ustar's fields, an id above 2,097,151, a size from 8 GiB on, a time before 1970 or with a
     fraction of a second, and extended attributes bring a PAX header, nothing else does. Names go out as they are,
-    whatever their encoding. `InvalidArgument` for what no tar can say, `TooLarge` for a PAX header that readers refuse.
+    whatever their encoding. `InvalidArgument` for what no tar can say, `TooLarge` for what readers refuse: a PAX header
+    beyond `MAX_EXTENDED`, a path or link beyond `MAX_PATH`.
     """
     seconds, fraction = divmod(mtime_ns, _SECOND)
     records = b""
@@ -79,6 +80,8 @@ def header(
         or uname
         or gname
     ):
+        if len(path) > MAX_PATH or len(linkname) > MAX_PATH:
+            raise TooLarge(f"{shown(path)}: a name of more than {MAX_PATH} bytes, which readers refuse")
         name, prefix = _split(path)
         records = _records(path if not name else b"", linkname, uid, gid, size, uname, gname)
         if not name:

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from blobtee.errors import BlobteeError, FailedPrecondition, InvalidArgument, TooLarge, from_os_error
+from blobtee.errors import BlobteeError, FailedPrecondition, InvalidArgument, from_os_error
 from blobtee.layers.blocks import PIECE, Blocks
-from blobtee.layers.entry import MAX_PATH
 from blobtee.layers.header import DIRECTORY, FILE, HARDLINK, header, shown
 from blobtee.layers.whiteout import PREFIX
 
@@ -159,8 +158,6 @@ class Source:
         size: int = 0,
         target: bytes = b"",
     ) -> bytes:
-        if len(path) > MAX_PATH:
-            raise TooLarge(f"{shown(path)}: a path of {len(path)} bytes; readers of layers take {MAX_PATH}")
         mtime = status.st_mtime_ns
         if self._latest is not None and mtime > self._latest:
             mtime = self._latest
@@ -248,8 +245,10 @@ def check_place(fd: int, status: os.stat_result, path: bytes) -> None:
 
 
 def status_at(parent: int, name: bytes, path: bytes) -> os.stat_result:
-    with reading(path):
+    try:
         return os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except OSError as error:
+        raise problem(error, path) from error
 
 
 def xattrs_at(parent: int, name: bytes, path: bytes) -> Xattrs | None:

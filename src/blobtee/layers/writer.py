@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from blobtee.errors import Closed, InvalidArgument, SizeMismatch
 from blobtee.layers.blocks import PIECE, Blocks
-from blobtee.layers.entry import MAX_PATH, Entry, EntryType
+from blobtee.layers.entry import Entry, EntryType
 from blobtee.layers.header import KINDS, header
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ class TarWriter:
 
         `entry.offset` and `entry.sparse` are about another tar and mean nothing here. What is not a file has no data:
         `data` and the entry's size are not looked at. Short reads are fine. Refused before anything is written:
-        `InvalidArgument` for a path that leads out, a name with a NUL or beyond `MAX_PATH`, a file without `data`, a
-        number that no tar can hold; `TooLarge` for more than a mebibyte of extended attributes. `SizeMismatch`: `data`
-        ends too early or goes on. After that, and after an error of `data` or `write`, which passes through, the tar
-        is broken off: further calls raise `Closed`.
+        `InvalidArgument` for a path that leads out, a name with a NUL, a file without `data`, a number that no tar can
+        hold; `TooLarge` for a path or link beyond `MAX_PATH`, more than a mebibyte of extended attributes.
+        `SizeMismatch`: `data` ends too early or goes on. After that, and after an error of `data` or `write`, which
+        passes through, the tar is broken off: further calls raise `Closed`.
         """
         is_file = entry.type is EntryType.FILE
         if is_file and entry.size and data is None:
@@ -105,8 +105,8 @@ def _path(entry: Entry) -> bytes:
 
 
 def _encoded(text: str) -> bytes:
-    if "\0" in text or len(text) > MAX_PATH:
-        raise InvalidArgument(f"a name that is too long or has a NUL in it: {text[:100]!r}")
+    if "\0" in text:
+        raise InvalidArgument(f"a name with a NUL in it: {text[:100]!r}")
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:

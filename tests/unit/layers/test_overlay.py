@@ -13,8 +13,7 @@ import pytest
 from blobtee.errors import Cancelled, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from blobtee.layers import EntryType, source, write_overlay
 from blobtee.tasks import scope
-from tests.unit.layers.test_walking import _descend
-from tests.unit.layers.trees import at, clone, contents, listed, needs_root, paths, put, tree
+from tests.unit.layers.trees import at, clone, contents, descend, listed, needs_root, paths, put, tree
 
 PREFIXES = [
     "user.overlay.",
@@ -157,7 +156,7 @@ def test_times_are_clamped_and_whiteouts_have_none(tmp_path: Path) -> None:
 
 
 def test_deep_trees_are_no_trouble(tmp_path: Path) -> None:
-    _descend(tmp_path, "d", 1500)
+    descend(tmp_path, "d", 1500)
     try:
         assert len(paths(layer(tmp_path))) == 1501
     finally:
@@ -167,13 +166,13 @@ def test_deep_trees_are_no_trouble(tmp_path: Path) -> None:
 def test_a_directory_moved_away_while_its_contents_are_read_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _descend(tmp_path, "d", 200)
+    descend(tmp_path, "d", 200)
     real = source.open_file
 
     def open_file(parent: int, name: bytes, path: bytes) -> source.OpenFile:
         # Another directory of the same name, with all that the way back up needs.
         (tmp_path / "d").rename(tmp_path / "moved")
-        _descend(tmp_path, "d", 200)
+        descend(tmp_path, "d", 200)
         return real(parent, name, path)
 
     monkeypatch.setattr(source, "open_file", open_file)

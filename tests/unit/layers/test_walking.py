@@ -32,7 +32,7 @@ from blobtee.layers import EntryType, source, write_changes
 from blobtee.layers.blocks import PIECE
 from blobtee.tasks import scope
 from tests.unit.layers.tars import as_nobody
-from tests.unit.layers.trees import at, changes, clone, contents, listed, needs_root, paths, put, tree
+from tests.unit.layers.trees import at, changes, clone, contents, descend, listed, needs_root, paths, put, tree
 
 CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)  # cap_net_bind_service, as setcap writes it
 
@@ -475,22 +475,8 @@ def test_long_and_strange_names_survive(tmp_path: Path) -> None:
     assert tree(tmp_path / "made") == tree(root)
 
 
-def _descend(root: Path, name: str, depth: int) -> None:
-    """Directories on top of each other, deeper than any path may be long, with a file in the lowest."""
-    fd = os.open(root, os.O_RDONLY)
-    try:
-        for _ in range(depth):
-            os.mkdir(name, dir_fd=fd)
-            below = os.open(name, os.O_RDONLY, dir_fd=fd)
-            os.close(fd)
-            fd = below
-        os.close(os.open("file", os.O_WRONLY | os.O_CREAT, 0o644, dir_fd=fd))
-    finally:
-        os.close(fd)
-
-
 def test_trees_may_be_deeper_than_paths_are_long(tmp_path: Path) -> None:
-    _descend(tmp_path, "d", 5000)
+    descend(tmp_path, "d", 5000)
     try:
         before = len(os.listdir("/proc/self/fd"))
         tar = changes(None, tmp_path)
@@ -504,7 +490,7 @@ def test_trees_may_be_deeper_than_paths_are_long(tmp_path: Path) -> None:
 
 
 def test_paths_that_no_reader_takes_are_refused(tmp_path: Path) -> None:
-    _descend(tmp_path, "d" * 200, 170)
+    descend(tmp_path, "d" * 200, 170)
     try:
         with pytest.raises(TooLarge):
             changes(None, tmp_path)
@@ -670,7 +656,7 @@ def test_it_can_be_cancelled(upper: Path) -> None:
 
 
 def test_few_descriptors_are_no_crash(tmp_path: Path) -> None:
-    _descend(tmp_path, "d", 60)
+    descend(tmp_path, "d", 60)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 10, hard))
     try:

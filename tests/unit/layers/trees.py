@@ -102,3 +102,17 @@ def at(path: Path, seconds: float, *, nanoseconds: int = 0) -> None:
     """Set the modification time."""
     ns = int(seconds) * 10**9 + nanoseconds
     os.utime(path, ns=(ns, ns), follow_symlinks=False)
+
+
+def descend(root: Path, name: str, depth: int) -> None:
+    """Directories on top of each other, deeper than any path may be long, with a file in the lowest."""
+    fd = os.open(root, os.O_RDONLY)
+    try:
+        for _ in range(depth):
+            os.mkdir(name, dir_fd=fd)
+            below = os.open(name, os.O_RDONLY, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        os.close(os.open("file", os.O_WRONLY | os.O_CREAT, 0o644, dir_fd=fd))
+    finally:
+        os.close(fd)
