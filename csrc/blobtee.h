@@ -213,6 +213,48 @@ void bt_gunzip_free(bt_gunzipper *g);
  * BT_OK; BT_BUSY; BT_BAD_DEFLATE for anything that is not so, then out[0, out_nbytes) is unspecified. */
 int bt_gunzip_member(bt_gunzipper *g, const uint8_t *in, size_t in_nbytes, uint8_t *out, size_t out_nbytes);
 
+/* ---- tar: reading headers -------------------------------------------------------------------------------------- */
+
+enum bt_tar_type { BT_TAR_FILE, BT_TAR_HARDLINK, BT_TAR_SYMLINK, BT_TAR_DIRECTORY, BT_TAR_FIFO };
+
+enum bt_tar_column {
+    BT_TAR_TYPE,     /* a bt_tar_type */
+    BT_TAR_MODE,     /* permission bits, 0..07777 */
+    BT_TAR_UID,      /* 0.. */
+    BT_TAR_GID,      /* 0.. */
+    BT_TAR_MTIME_NS, /* nanoseconds since the epoch, 0.. */
+    BT_TAR_SIZE,     /* bytes of content, which are all stored; 0 for everything but files */
+    BT_TAR_OFFSET,   /* where the content begins in the input, bytes */
+    BT_TAR_OWNER,    /* which pair of `owners` is the entry's, 0.. */
+    BT_TAR_COLUMNS
+};
+
+enum bt_tar_stop {
+    BT_TAR_MORE, /* input or space is at its end */
+    BT_TAR_ODD,  /* what comes next is not plain, or wrong */
+    BT_TAR_PLAIN /* never returned */
+};
+
+typedef struct bt_tar_batch {
+    /* given by the caller */
+    int64_t *numbers;     /* BT_TAR_COLUMNS columns of `capacity` numbers, one column after another */
+    size_t capacity;
+    uint8_t *text;        /* for each entry its path and its link's target, each with a NUL behind it; both as blobtee's
+                           * Entry has them (relative, no empty parts, no "."), a symbolic link's target as it is */
+    size_t text_nbytes;
+    uint8_t *owners;      /* user's and group's names, each with a NUL behind it, a pair for each run of entries */
+    size_t owners_nbytes;
+    /* filled in */
+    size_t nentries, text_used, owners_used;
+    uint64_t next;        /* where the header after the last entry begins in the input; may be past its end */
+} bt_tar_batch;
+
+/* Reads the entries of a tar from in[0, in_nbytes), which begins at a header, one after another as long as they are plain
+ * and their headers are whole (content may reach past the end). What is read is right, its checksum compared; what is
+ * not read says nothing: the end-of-archive mark is "odd" too. 0 entries with BT_TAR_MORE: give more input, or more
+ * space. Never fails. Thread-safe for different batches. */
+int bt_tar_scan(const uint8_t *in, size_t in_nbytes, bt_tar_batch *batch);
+
 /* ---- what it was built with --------------------------------------------------------------------------------- */
 
 /* "2.30.0" and the like: the versions of the headers this was compiled with. Static storage. */

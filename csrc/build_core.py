@@ -21,6 +21,7 @@ SOURCES = (
     "sha256_arm.c",
     "sha256_portable.c",
     "sha256_x86.c",
+    "tar.c",
 )
 
 

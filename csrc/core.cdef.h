@@ -62,5 +62,20 @@ bt_gunzipper *bt_gunzip_alloc(void);
 void bt_gunzip_free(bt_gunzipper *g);
 int bt_gunzip_member(bt_gunzipper *g, const uint8_t *in, size_t in_nbytes, uint8_t *out, size_t out_nbytes);
 
+#define BT_TAR_COLUMNS ...
+#define BT_TAR_MORE ...
+typedef struct bt_tar_batch {
+    int64_t *numbers;
+    size_t capacity;
+    uint8_t *text;
+    size_t text_nbytes;
+    uint8_t *owners;
+    size_t owners_nbytes;
+    size_t nentries, text_used, owners_used;
+    uint64_t next;
+    ...;
+} bt_tar_batch;
+int bt_tar_scan(const uint8_t *in, size_t in_nbytes, bt_tar_batch *batch);
+
 const char *bt_isal_version(void);
 const char *bt_libdeflate_version(void);

@@ -17,8 +17,9 @@ from typing import BinaryIO, TypeVar
 from blobtee.errors import BlobteeError, CorruptData, TooLarge, from_os_error
 from blobtee.layers import xattrs
 from blobtee.layers.entry import Entry, EntryType
-from blobtee.layers.reader import drain, entries
+from blobtee.layers.reader import entries
 from blobtee.layers.site import Site
+from blobtee.layers.tarstream import drain
 from blobtee.layers.whiteout import Whiteout, whiteout
 from blobtee.tasks import check
 

@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from blobtee.errors import Closed, CorruptData
 from blobtee.layers.sparse import Segment
@@ -24,8 +25,31 @@ class EntryType(Enum):
     FIFO = "fifo"
 
 
+class _Fields:
+    """An `Entry` before it is frozen (see `plain_entry`)."""
+
+    __slots__ = (
+        "_opener",
+        "devmajor",
+        "devminor",
+        "gid",
+        "gname",
+        "linkname",
+        "mode",
+        "mtime_ns",
+        "offset",
+        "path",
+        "size",
+        "sparse",
+        "type",
+        "uid",
+        "uname",
+        "xattrs",
+    )
+
+
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(_Fields):
     """`path` is relative to the layer's root, without `.`, `..`, empty parts and a final slash; `""` is the root.
 
     Text that is not UTF-8 is kept with surrogate escapes (`os.fsencode` gives the bytes back).
@@ -73,6 +97,42 @@ class Entry:
         if self._opener is None:
             raise Closed(f"{self.path}: this entry does not come from a stream any more")
         return self._opener(self, expand)
+
+
+def plain_entry(
+    path: str,
+    type_: EntryType,
+    size: int,
+    mode: int,
+    uid: int,
+    gid: int,
+    mtime_ns: int,
+    linkname: str,
+    offset: int,
+    uname: str,
+    gname: str,
+    opener: Callable[[Entry, bool], io.RawIOBase],
+) -> Entry:
+    """An entry without attributes, holes and device numbers, in a third of the time that a frozen dataclass takes."""
+    fields: Any = _Fields()
+    fields.path = path
+    fields.type = type_
+    fields.size = size
+    fields.mode = mode
+    fields.uid = uid
+    fields.gid = gid
+    fields.mtime_ns = mtime_ns
+    fields.linkname = linkname
+    fields.offset = offset
+    fields.uname = uname
+    fields.gname = gname
+    fields.devmajor = fields.devminor = 0
+    fields.xattrs = {}
+    fields.sparse = None
+    fields._opener = opener
+    fields.__class__ = Entry
+    entry: Entry = fields
+    return entry
 
 
 def normalise(name: str, what: str) -> str:
