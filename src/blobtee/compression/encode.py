@@ -33,8 +33,8 @@ _AHEAD = 2
 
 Write = Callable[[memoryview], object]
 
-# For Go's level n: the least level of libdeflate whose members of 1 MiB came out no larger, on each of five tars of 97 to
-# 168 MB (site-packages; /usr/bin with gcc; Python's library; documents, manual pages and icons; Go's sources), with Go
+# For Go's level n: the least level of libdeflate whose members of 1 MiB came out no larger, on each of five tars of 97
+# to 168 MB (site-packages; /usr/bin with gcc; Python's library; documents, manual pages, icons; Go's sources), with Go
 # 1.26 and libdeflate 1.14. At Go's 6 they are 0.1 to 3.3 % smaller with 5, and up to 2.5 % larger with 4.
 _DEFLATE_LEVELS = (0, 1, 1, 2, 3, 5, 5, 6, 6, 6)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -30,6 +32,9 @@ _MEDIA_TYPES = {
     Type.ZSTD: mediatypes.OCI_LAYER + "+zstd",
 }
 _LEVELS = {Type.GZIP: range(13), Type.ESTARGZ: range(13), Type.ZSTD: range(1, 23)}
+# Go's strconv.ParseBool
+_TRUE = frozenset(("1", "t", "T", "true", "TRUE", "True"))
+_FALSE = frozenset(("0", "f", "F", "false", "FALSE", "False"))
 _DEFAULT_LEVELS = {Type.GZIP: 6, Type.ESTARGZ: 6, Type.ZSTD: 3}
 
 
@@ -63,6 +68,25 @@ class Compression:
         object.__setattr__(self, "type", kind)
         object.__setattr__(self, "force", bool(force))
         object.__setattr__(self, "level", level)
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, str]) -> Compression:
+        """The wish that a user of BuildKit's exporters writes as attributes (`spec/remote.md` section 5).
+
+        `compression`: a type's name, gzip when absent. `force-compression`: true when empty; 1, t, true, 0, f, false,
+        in lower case, capitals, or with one capital. `compression-level`: a decimal number, -1 for the default. Other
+        attributes are somebody else's. `InvalidArgument` names the attribute that makes no sense.
+        """
+        force = attributes.get("force-compression", "false") or "true"
+        if force not in _TRUE | _FALSE:
+            raise InvalidArgument(f"force-compression is true or false, not {force[:40]!r}")
+        level = attributes.get("compression-level", "-1")
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", level):
+            raise InvalidArgument(f"compression-level is a whole number, not {level[:40]!r}")
+        try:
+            return cls(attributes.get("compression", Type.GZIP.value), force=force in _TRUE, level=int(level))
+        except InvalidArgument as error:
+            raise InvalidArgument(f"attributes of compression: {error}") from None
 
     @property
     def effective_level(self) -> int | None:

@@ -31,6 +31,56 @@ def test_a_level_is_a_whole_number() -> None:
 
 
 @pytest.mark.parametrize(
+    ("attributes", "wish"),
+    [
+        ({}, Compression()),
+        ({"compression": "zstd"}, Compression("zstd")),
+        ({"compression": "estargz", "force-compression": ""}, Compression("estargz", force=True)),
+        ({"compression": "uncompressed", "force-compression": "False"}, Compression("uncompressed")),
+        ({"force-compression": "T"}, Compression("gzip", force=True)),
+        ({"force-compression": "0"}, Compression("gzip")),
+        ({"compression": "zstd", "compression-level": "19"}, Compression("zstd", level=19)),
+        ({"compression-level": "+9", "force-compression": "1"}, Compression("gzip", force=True, level=9)),
+        ({"compression": "uncompressed", "compression-level": "-1"}, Compression("uncompressed")),
+        ({"oci-mediatypes": "maybe", "name": "example.com/image"}, Compression()),
+    ],
+)
+def test_wishes_come_as_attributes(attributes: dict[str, str], wish: Compression) -> None:
+    assert Compression.from_attributes(attributes) == wish
+
+
+@pytest.mark.parametrize("value", ["1", "t", "T", "true", "TRUE", "True"])
+def test_truth_has_these_spellings(value: str) -> None:
+    assert Compression.from_attributes({"force-compression": value}).force
+    with pytest.raises(InvalidArgument, match="force-compression"):
+        Compression.from_attributes({"force-compression": value + " "})
+
+
+@pytest.mark.parametrize(
+    ("attributes", "named"),
+    [
+        ({"compression": ""}, "compression"),
+        ({"compression": "GZIP"}, "compression"),
+        ({"compression": "brotli"}, "brotli"),
+        ({"force-compression": "yes"}, "force-compression"),
+        ({"force-compression": "tRUE"}, "force-compression"),
+        ({"compression-level": ""}, "compression-level"),
+        ({"compression-level": "3.0"}, "compression-level"),
+        ({"compression-level": " 3"}, "compression-level"),
+        ({"compression-level": "1_0"}, "compression-level"),
+        ({"compression-level": "\u0663"}, "compression-level"),
+        ({"compression-level": "9" * 5000}, "compression-level"),
+        ({"compression-level": "13"}, "levels"),
+        ({"compression-level": "-2"}, "levels"),
+        ({"compression": "uncompressed", "compression-level": "3"}, "no levels"),
+    ],
+)
+def test_attributes_that_make_no_sense_are_named(attributes: dict[str, str], named: str) -> None:
+    with pytest.raises(InvalidArgument, match=named):
+        Compression.from_attributes(attributes)
+
+
+@pytest.mark.parametrize(
     ("media_type", "kind"),
     [
         ("application/vnd.oci.image.layer.v1.tar", Type.UNCOMPRESSED),
