@@ -30,7 +30,7 @@ def users(module: str) -> set[str]:
 
 
 def test_only_core_knows_the_extension() -> None:
-    assert users("blobtee._core") == {"core.py"}
+    assert users("blobtee._core") == {"core/native.py"}
 
 
 def test_only_the_transport_knows_httpx() -> None:
