@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import resource
@@ -9,6 +10,7 @@ import socket
 import stat
 import struct
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -583,6 +585,49 @@ def test_a_large_file_written_to_while_read_is_an_error(tmp_path: Path, meddle: 
     meddle("preadv", write)
     with pytest.raises(FailedPrecondition, match="file changed while"):
         changes(None, tmp_path)
+
+
+def test_short_reads_are_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"0123456789")
+    real = os.read
+    monkeypatch.setattr(os, "read", lambda fd, n: real(fd, min(n, 3)))
+    assert list(contents(changes(None, tmp_path))) == [("file", b"0123456789")]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_file_systems_that_do_not_tell_holes_are_read_whole(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        file.truncate(PIECE)
+        file.seek(PIECE // 2)
+        file.write(b"data")
+
+    def refuse(*_: object) -> int:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(os, "lseek", refuse)
+    ((_, data),) = contents(changes(None, tmp_path))
+    assert data == bytes(PIECE // 2) + b"data" + bytes(PIECE // 2 - 4)
+
+
+def test_files_that_do_not_know_their_size_are_refused() -> None:
+    # The kernel's own: of no size, yet with content, on a file system without attributes.
+    with pytest.raises(FailedPrecondition, match="changed while"):
+        changes(None, "/proc/sys/fs/inotify")
+
+
+@needs_root
+def test_without_proc_it_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("x")
+    code = "import sys; from blobtee.layers import write_changes; write_changes(None, sys.argv[1], lambda piece: None)"
+    command = 'mount -t tmpfs none /proc && exec "$@"'
+    failed = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", command, "sh", sys.executable, "-c", code, tmp_path],
+        capture_output=True,
+        text=True,
+    )
+    assert "FailedPrecondition: cannot read extended attributes without /proc" in failed.stderr
 
 
 @pytest.mark.parametrize("into", ["nothing", "symlink", "directory", "fifo"])
