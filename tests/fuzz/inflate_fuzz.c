@@ -5,7 +5,8 @@
  *    input ends, and the output begins and ends, at pages that fault;
  *  - each call gets further or fails, and no more than the cap comes out;
  *  - whole or in pieces, the answer is the same;
- *  - as far as both we and zlib get, the bytes are the same; and what zlib accepts, we accept.
+ *  - as far as both we and zlib get, the bytes are the same; and what zlib accepts, we accept;
+ *  - what the reader of whole members accepts is what the other reads.
  * Run it by scripts/sanitize. Called with -DSEEDS, this file writes a corpus to the folder it is given instead. */
 #define _GNU_SOURCE
 #include "blobtee.h"
@@ -129,6 +130,22 @@ static int theirs(const uint8_t *stream, size_t nbytes, uint8_t *all, size_t *al
     return members > 0;
 }
 
+/* The stream as one whole member of out_nbytes bytes; `all` is what the other reader made of it, if that was OK. */
+static void at_once(const uint8_t *stream, size_t nbytes, size_t out_nbytes, struct answer other, const uint8_t *all)
+{
+    struct fenced out = fence(out_nbytes);
+    bt_gunzipper *g = bt_gunzip_alloc();
+    HOLD(g != NULL);
+    int result = bt_gunzip_member(g, stream, nbytes, out.p, out_nbytes);
+    HOLD(result == BT_OK || result == BT_BAD_DEFLATE);
+    if (result == BT_OK && other.result == BT_OK && !other.capped) {
+        HOLD(other.nbytes == out_nbytes);
+        HOLD(memcmp(out.p, all, out_nbytes) == 0);
+    }
+    bt_gunzip_free(g);
+    unfence(out);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -158,6 +175,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         HOLD(first.result == BT_OK && first.nbytes == reference_nbytes);
         HOLD(memcmp(whole, reference, reference_nbytes) == 0);
     }
+    at_once(stream.p, nbytes, first.nbytes, first, whole);
+    at_once(stream.p, nbytes, out_step, first, whole);
     unfence(stream);
     return 0;
 }
