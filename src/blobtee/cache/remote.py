@@ -38,8 +38,8 @@ class RefConfig:
     epoch: int | None = None
 
     def __post_init__(self) -> None:
-        if self.epoch is not None and (isinstance(self.epoch, bool) or not isinstance(self.epoch, int)):
-            raise InvalidArgument(f"an epoch is a whole number of seconds, not {self.epoch!r:.40}")
+        if self.epoch is not None and (type(self.epoch) is not int or not 0 <= self.epoch < 2**63):
+            raise InvalidArgument(f"an epoch is a whole number of seconds since 1970, not {self.epoch!r:.40}")
 
 
 @dataclass(frozen=True)

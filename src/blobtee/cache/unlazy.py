@@ -10,7 +10,14 @@ from blobtee.cache import creating, labels, variants
 from blobtee.cache.flights import flights
 from blobtee.cache.handlers import Handler, Means
 from blobtee.content.api import Info
-from blobtee.errors import ConnectionFailed, LazyUnavailable, NeedsRemoteProvider, NotFound, TooManyRequests
+from blobtee.errors import (
+    ConnectionFailed,
+    DigestMismatch,
+    LazyUnavailable,
+    NeedsRemoteProvider,
+    NotFound,
+    TooManyRequests,
+)
 from blobtee.oci import Descriptor
 
 if TYPE_CHECKING:
@@ -24,10 +31,10 @@ def unlazy(ref: Ref, desc: Descriptor, means: Means) -> None:
     that has no handler, but was made here of directories, is made of them again (`creating.rebuild`).
 
     `UnsupportedMediaType`, before anything is fetched. `NeedsRemoteProvider`: no handler, nor directories.
-    `LazyUnavailable`: the source does not answer, or has the blob no more (its cause says which); a builder may take
-    it as a cache miss. `SizeMismatch`, also when the blob is here in another size than `desc` says. The rest is the
-    source's own (`Unauthenticated`, `DigestMismatch`, ...) or the store's. After a failure the store is as before, but
-    for a partial ingest that the next attempt resumes.
+    `LazyUnavailable`: the source does not answer, or has the blob no more, or the directories are gone or give other
+    bytes (the text and the causes say which); a builder may take it as a cache miss. `SizeMismatch`, also when the blob is here in
+    another size than `desc` says. The rest is the source's own (`Unauthenticated`, `DigestMismatch`, ...) or the
+    store's. After a failure the store is as before, but for a partial ingest that the next attempt resumes.
     """
     manager = ref.manager
     if manager.has_all_of(desc):
@@ -43,7 +50,7 @@ def unlazy(ref: Ref, desc: Descriptor, means: Means) -> None:
             if manager.has(desc.digest):
                 return ref.id
             if handler is None:
-                creating.rebuild(ref, desc, means)
+                _make_again(ref, desc, means)
                 return ref.id
             with (handler.progress or _silent)(desc):
                 info = _copy(ref, desc, handler, means.session)
@@ -52,14 +59,24 @@ def unlazy(ref: Ref, desc: Descriptor, means: Means) -> None:
 
     try:
         by = flights(manager.store).unlazy.do(desc.digest, bring)
+    except NeedsRemoteProvider:
+        raise
     except (ConnectionFailed, NotFound, TooManyRequests) as error:
-        if handler is None or isinstance(error, NeedsRemoteProvider):
-            raise
         raise LazyUnavailable(f"layer {desc.digest} is not to be had now: {error}") from error
     manager.leases.protect([desc.digest])
     manager.has_all_of(desc)  # who shared the fetch may have said another size
     if by != ref.id:
         _settle(ref, desc, manager.store.info(desc.digest))
+
+
+def _make_again(ref: Ref, desc: Descriptor, means: Means) -> None:
+    try:
+        creating.rebuild(ref, desc, means)
+    except NeedsRemoteProvider:
+        raise
+    except (DigestMismatch, NotFound) as error:
+        # Whoever waits with a handler can still fetch it.
+        raise LazyUnavailable(f"layer {desc.digest} is gone, and cannot be made again: {error}") from error
 
 
 def _silent(desc: Descriptor) -> nullcontext[None]:
