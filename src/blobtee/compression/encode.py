@@ -29,7 +29,7 @@ ZSTD_PIECE = 1 << _ZSTD_PIECE_LOG
 """A frame. At level 3, against klauspost's default, frames of 1, 2, 4 and 8 MiB came out at 100, 99, 98 and 98 % for
 site-packages and at 105, 102, 99 and 98 % for Go's sources; 4 MiB of manual pages and documents, most of them packed
 already, at 101 %. Their window is as large as they are, which costs a decoder nothing: it knows the content's size."""
-_AHEAD = 2
+_AHEAD = 1
 
 Write = Callable[[memoryview], object]
 

@@ -17,12 +17,18 @@ MAX_PART = 8 << 20
 """Larger parts, packed or not, are left to the ordinary decoder: they are in memory whole."""
 
 _AHEAD = 1
+_AHEAD_NBYTES = 24 << 20
+"""How much may be in memory of parts that were not asked for yet, packed and unpacked."""
 
 
 class Part(NamedTuple):
     packed: bytes
     nbytes: int
     """How many bytes it says it holds: 0 <= nbytes <= MAX_PART."""
+
+    @property
+    def memory(self) -> int:
+        return len(self.packed) + self.nbytes
 
 
 class Stream(Protocol):
@@ -62,7 +68,8 @@ class Parts:
         self._feed = feed
         self._most = threads + _AHEAD if threads > 1 else 1
         self._ordered: Ordered[_Unpacked] = Ordered(threads, name="blobtee-decoder")
-        self._packed: deque[bytes] = deque()
+        self._parts: deque[Part] = deque()
+        self._ahead_nbytes = 0
         self._free: list[memoryview] = []
         self._buffer: memoryview | None = None
         self._rest = memoryview(b"")
@@ -91,36 +98,41 @@ class Parts:
         if self._buffer is not None:
             self._free.append(self._buffer)
             self._buffer = None
-        while self._more and len(self._ordered) < min(self._most, 1 + self._taken):
+        while self._more and self._may_put():
             self._put()
         if self._ordered:
             unpacked = self._ordered.take()
             if unpacked.buffer is not None:
-                self._packed.popleft()
+                self._ahead_nbytes -= self._parts.popleft().memory
                 self._taken += 1
                 self._buffer, self._rest = unpacked.buffer, unpacked.buffer[: unpacked.nbytes]
                 return
-            self._feed.unread(b"".join(self._packed))
+            self._feed.unread(b"".join(part.packed for part in self._parts))
         self.close()
         self._free.clear()
-        self._packed.clear()
+        self._parts.clear()
         self._stream = self._form.stream(self._feed, self._taken)
+
+    def _may_put(self) -> bool:
+        if not self._ordered:
+            return True
+        return len(self._ordered) < min(self._most, 1 + self._taken) and self._ahead_nbytes < _AHEAD_NBYTES
 
     def _put(self) -> None:
         part = self._form.next_part(self._feed)
         if part is None:
             self._more = False
             return
-        packed, nbytes = part
         buffer = self._free.pop() if self._free else None
-        self._packed.append(packed)
-        self._ordered.put(lambda: self._unpack(packed, nbytes, buffer))
+        self._parts.append(part)
+        self._ahead_nbytes += part.memory
+        self._ordered.put(lambda: self._unpack(part, buffer))
 
-    def _unpack(self, packed: bytes, nbytes: int, buffer: memoryview | None) -> _Unpacked:
+    def _unpack(self, part: Part, buffer: memoryview | None) -> _Unpacked:
         try:
-            if buffer is None or len(buffer) < nbytes:
-                buffer = memoryview(bytearray(nbytes))
-            self._form.unpack(packed, buffer[:nbytes])
+            if buffer is None or len(buffer) < part.nbytes:
+                buffer = memoryview(bytearray(part.nbytes))
+            self._form.unpack(part.packed, buffer[: part.nbytes])
         except (CorruptData, MemoryError):
             return _Unpacked(None, 0)
-        return _Unpacked(buffer, nbytes)
+        return _Unpacked(buffer, part.nbytes)
