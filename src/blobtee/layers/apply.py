@@ -236,20 +236,24 @@ class _Applier:
             site.touch()
             existing = self._stat(name)
             if existing is None or not os.path.samestat(existing, found):
-                self._new(
-                    name,
-                    lambda directory: os.link(
-                        target, name, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False
-                    ),
-                )
-                if stat.S_ISLNK(found.st_mode):
-                    site.links_changed()
-        except FileNotFoundError as error:
-            # What it replaces was, or held, its target.
-            raise self._bad_link(entry) from error
+                if existing is not None:
+                    site.remove(name)
+                self._join(entry, target, source, name)
         finally:
             os.close(source)
         site.directory.put(name)
+
+    def _join(self, entry: Entry, target: bytes, source: int, name: bytes) -> None:
+        """Link to `target` in the directory `source`, unless what gave way to the link was, or held, its target."""
+        try:
+            found = os.stat(target, dir_fd=source, follow_symlinks=False)
+        except FileNotFoundError:
+            raise self._bad_link(entry) from None
+        if stat.S_ISDIR(found.st_mode):
+            raise self._bad_link(entry)
+        os.link(target, name, src_dir_fd=source, dst_dir_fd=self._site.fd, follow_symlinks=False)
+        if stat.S_ISLNK(found.st_mode):
+            self._site.links_changed()
 
     def _stat(self, name: bytes) -> os.stat_result | None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,6 +90,11 @@ def details(root: Path) -> dict[str, tuple[object, ...]]:
         size = 0 if path.is_dir() and not path.is_symlink() else status.st_size
         found[name] = (status.st_mode, status.st_uid, status.st_gid, size, status.st_mtime_ns, first, status.st_rdev)
     return found
+
+
+def remove(root: Path) -> None:
+    """Trees of these tests are deeper than what pytest itself can remove."""
+    subprocess.run(["rm", "-rf", str(root)], check=True)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from tests.unit.layers.tars import (
     file,
     hardlink,
     member,
+    remove,
     symlink,
     tar,
     tree,
@@ -34,10 +35,11 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "root"
     path.mkdir()
-    return path
+    yield path
+    remove(path)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from blobtee.errors import BlobteeError, CorruptData, PermissionDenied, StorageError, TooLarge
 from blobtee.layers import apply
-from tests.unit.layers.tars import as_nobody, details, directory, file, hardlink, member, symlink, tar, tree
+from tests.unit.layers.tars import as_nobody, details, directory, file, hardlink, member, remove, symlink, tar, tree
 
 Member = tuple[tarfile.TarInfo, bytes]
 
@@ -38,6 +38,7 @@ def root(tmp_path: Path) -> Iterator[Path]:
     assert details(outside) == before
     assert (after.st_mode, after.st_mtime_ns) == (inside.st_mode, inside.st_mtime_ns)
     assert sorted(os.listdir(tmp_path)) == ["outside", "root"]
+    remove(path)
 
 
 def put(root: Path, *members: Member) -> None:
@@ -277,6 +278,12 @@ def test_a_hard_link_to_a_directory_to_itself_or_to_nothing_is_refused(root: Pat
     for entry in (hardlink("h", "d"), hardlink("h", "h"), hardlink("h", "d/none"), hardlink("d", "d/f")):
         with pytest.raises(CorruptData, match="no file"):
             put(root, directory("d"), file("d/f"), entry)
+
+
+def test_a_hard_link_that_takes_its_own_target_away_is_refused(root: Path) -> None:
+    for entry in (hardlink("p/h", "p"), hardlink("d", "d/f"), hardlink("d/f/h", "d/f")):
+        with pytest.raises(CorruptData, match="no file"):
+            put(root, member("p", tarfile.FIFOTYPE), directory("d"), file("d/f"), entry)
 
 
 # ---- anything at all

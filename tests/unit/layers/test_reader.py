@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from blobtee.errors import Closed, CorruptData, TooLarge, Unimplemented
 from blobtee.layers import Entry, EntryType, entries
 from blobtee.layers.reader import MAX_EXTENDED
+from blobtee.layers.tarstream import WINDOW
 
 
 def header(
@@ -346,6 +347,33 @@ def test_multi_volume_parts_say_that_they_are_not_read() -> None:
 
 def test_the_archives_label_is_passed_over() -> None:
     assert [entry.path for entry in read(header(b"label", b"V") + header(b"f"))] == ["f"]
+
+
+def test_tars_far_longer_than_what_is_held_at_once_are_read_whole() -> None:
+    sizes = [0, 1, 511, 512, WINDOW - 512, WINDOW - 511, 3 * WINDOW, 100, WINDOW, 7, *range(0, 60_000, 97)]
+    tar = b"".join(header(b"%d" % n, size=size) + padded(b"%d" % (n % 10) * size) for n, size in enumerate(sizes)) + END
+    for step in (1, 2, 3):
+        read_sizes = {}
+        for n, entry in enumerate(entries(io.BytesIO(tar))):
+            assert (entry.path, entry.size) == (str(n), sizes[n])
+            if n % step == 0:
+                read_sizes[n] = entry.data().read()
+        assert len(read_sizes) == len(range(0, len(sizes), step))
+        assert all(data == b"%d" % (n % 10) * sizes[n] for n, data in read_sizes.items())
+
+
+def test_a_stream_that_fails_gives_what_came_before() -> None:
+    class Failing(io.BytesIO):
+        def read(self, n: int | None = -1) -> bytes:
+            data = super().read(min(n or 0, 700))
+            if not data:
+                raise OSError("the line is cut")
+            return data
+
+    reader = entries(Failing(header(b"a") + header(b"b", size=3) + padded(b"abc") + header(b"c", size=9)))
+    assert [next(reader).path for _ in range(3)] == ["a", "b", "c"]
+    with pytest.raises(CorruptData, match="the line is cut"):
+        next(reader)
 
 
 # ---- files with holes
