@@ -32,9 +32,9 @@ def unlazy(ref: Ref, desc: Descriptor, means: Means) -> None:
 
     `UnsupportedMediaType`, before anything is fetched. `NeedsRemoteProvider`: no handler, nor directories.
     `LazyUnavailable`: the source does not answer, or has the blob no more, or the directories are gone or give other
-    bytes (the text and the causes say which); a builder may take it as a cache miss. `SizeMismatch`, also when the blob is here in
-    another size than `desc` says. The rest is the source's own (`Unauthenticated`, `DigestMismatch`, ...) or the
-    store's. After a failure the store is as before, but for a partial ingest that the next attempt resumes.
+    bytes (the text and the causes say which); a builder may take it as a cache miss. `SizeMismatch`, also when the
+    blob is here in another size than `desc` says. The rest is the source's own (`Unauthenticated`, `DigestMismatch`,
+    ...) or the store's. After a failure the store is as before, but for a partial ingest that the next attempt resumes.
     """
     manager = ref.manager
     if manager.has_all_of(desc):
