@@ -10,7 +10,7 @@ from blobtee.compression.detect import PREFIX_NBYTES, detect
 from blobtee.compression.feed import READ_NBYTES, Feed, Source
 from blobtee.compression.gunzip import Members
 from blobtee.compression.parts import Format, Parts
-from blobtee.compression.unzstd import SizedFrames
+from blobtee.compression.unzstd import SizedFrames, Unzstd
 from blobtee.errors import BlobteeError, Closed, CorruptData, TooLarge
 from blobtee.oci import Compressed, layer_compression
 from blobtee.tasks import usable_threads
@@ -29,8 +29,8 @@ def decompress(
 
     Reading raises `CorruptData` when the stream is damaged, breaks off, is followed by garbage (gzip may be followed by
     zeros), needs a dictionary or a window above `MAX_WINDOW`; `TooLarge` when more than `max_output` bytes come out;
-    `Closed` after `close()`. Errors of `raw`, when they are ours, pass through. After a failure, nothing more is to be
-    had. For one thread at a time.
+    `Closed` after `close()`. Errors of `raw`, when they are ours, pass through. Every failure is final, a cancellation
+    too: reading on raises it again. For one thread at a time.
 
     threads: how many may decode, the reader's own among them; None is as many as there are processors, within reason.
     It is of use for layers in parts that say how long they are, as blobtee writes them (`encoder`); others take one
@@ -60,7 +60,7 @@ class _Decoder(io.RawIOBase):
         if self.closed:
             raise Closed("the decoder is closed")
         if self._failure is not None:
-            raise type(self._failure)(str(self._failure))
+            raise self._failure
         try:
             if self._fill is None:
                 self._fill = self._start()
@@ -69,8 +69,9 @@ class _Decoder(io.RawIOBase):
             self._produced += n
             if self._max_output is not None and self._produced > self._max_output:
                 raise TooLarge(f"a layer of more than {self._max_output} bytes")
-        except (CorruptData, TooLarge) as error:
-            self._failure = error
+        except BaseException as error:
+            # Bytes may be on their way through the decoders: who went on reading would miss them.
+            self._failure = error if isinstance(error, BlobteeError) else CorruptData("reading broke off before this")
             raise
         return n
 
@@ -81,6 +82,9 @@ class _Decoder(io.RawIOBase):
         if found is Compressed.GZIP:
             form = Members()
         elif found is Compressed.ZSTD:
+            if self._threads == 1:
+                # A frame at a time would leave the cache before it is copied out.
+                return Unzstd(self._feed).readinto
             form = SizedFrames()
         elif head and self._stated is not Compressed.NONE:
             raise CorruptData(f"not {self._stated.value}, though its media type says so")

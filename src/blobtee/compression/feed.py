@@ -19,7 +19,7 @@ class Source(Protocol):
 
 
 class Feed:
-    """A source that takes bytes back, and whose foreign errors become ours. An error costs no bytes: read again."""
+    """A source that takes bytes back, and whose foreign errors become ours. After an error, bytes may be lost."""
 
     def __init__(self, raw: Source) -> None:
         self._raw = raw
@@ -52,13 +52,11 @@ class Feed:
     def take(self, n: int) -> bytes:
         """The next `n` bytes; fewer only at the end."""
         parts: list[bytes | memoryview] = []
-        try:
-            while n > 0 and (part := self.read(min(n, READ_NBYTES))):
-                parts.append(part)
-                n -= len(part)
-        except BaseException:
-            self.unread(b"".join(parts))
-            raise
+        while n > 0 and (part := self.read(min(n, READ_NBYTES))):
+            parts.append(part)
+            n -= len(part)
+        if len(parts) == 1 and isinstance(parts[0], bytes):
+            return parts[0]
         return b"".join(parts)
 
     def unread(self, data: bytes) -> None:

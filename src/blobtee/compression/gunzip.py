@@ -27,7 +27,7 @@ class Members:
             return None
         return Part(packed, holds)
 
-    def unpack(self, packed: bytes, out: memoryview) -> None:
+    def unpack(self, packed: bytes | bytearray, out: memoryview) -> None:
         gunzip_member_into(packed, out)
 
     def stream(self, feed: Feed, parts: int) -> Gunzip:

@@ -22,7 +22,7 @@ _AHEAD_NBYTES = 24 << 20
 
 
 class Part(NamedTuple):
-    packed: bytes
+    packed: bytes | bytearray
     nbytes: int
     """How many bytes it says it holds: 0 <= nbytes <= MAX_PART."""
 
@@ -44,7 +44,7 @@ class Format(Protocol):
     def next_part(self, feed: Feed) -> Part | None:
         """Takes the next part off `feed`; None when there is none to be seen there, and then nothing is taken."""
 
-    def unpack(self, packed: bytes, out: memoryview) -> None:
+    def unpack(self, packed: bytes | bytearray, out: memoryview) -> None:
         """Fills `out` exactly with what `packed` holds; `CorruptData` when that cannot be."""
 
     def stream(self, feed: Feed, parts: int) -> Stream:

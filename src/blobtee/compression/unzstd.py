@@ -40,13 +40,13 @@ class SizedFrames:
             whole = _take_frame(feed, header, header.content_nbytes, frame)
         except CorruptData:
             whole = None
-        except BaseException:
-            feed.unread(bytes(frame))
-            raise
         feed.unread(bytes(frame[whole or 0 :]))
-        return None if whole is None else Part(bytes(frame[:whole]), header.content_nbytes)
+        if whole is None:
+            return None
+        del frame[whole:]
+        return Part(frame, header.content_nbytes)
 
-    def unpack(self, packed: bytes, out: memoryview) -> None:
+    def unpack(self, packed: bytes | bytearray, out: memoryview) -> None:
         decompressor = self._idle.pop() if self._idle else zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
         try:
             # Into a buffer that is large enough, libzstd decodes a whole frame directly.
