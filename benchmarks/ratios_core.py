@@ -1,4 +1,4 @@
-"""The C core beside what Python offers otherwise, as ratios: python -m benchmarks.ratios_core [--json] [rounds]
+"""The C core and the packing beside what Python offers otherwise: python -m benchmarks.ratios_core [--json] [rounds]
 
 Ours and the references take turns within one process, each round once, and each round gives one ratio of their CPU
 times on this thread; the median of those is printed (above 1: ours is faster), with the quartiles. Absolute times on a
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import random
 import statistics
@@ -16,9 +17,11 @@ import time
 import zlib
 from collections.abc import Callable
 
+import zstandard
 from isal import isal_zlib
 
 from benchmarks.data import gzipped_sample, sample
+from blobtee.compression import Compression, decompress, encoder
 from blobtee.core import Inflater, Sha256, crc32c, gzip_member, sha256_many, update_many
 
 Work = Callable[[], object]
@@ -103,6 +106,36 @@ def deflate_reference(module: object, data: memoryview, level: int) -> bytes:
     return bytes(compressor.compress(data) + compressor.flush())
 
 
+def pack_ours(kind: str, data: memoryview) -> bytes:
+    """A layer of `data`, by the calling thread alone."""
+    out = bytearray()
+    with encoder(Compression(kind), out.extend, threads=1) as packer:
+        for at in range(0, len(data), 1 << 20):
+            packer.write(data[at : at + (1 << 20)])
+        packer.finish()
+    return bytes(out)
+
+
+def unpack_ours(packed: bytes, out: bytearray) -> None:
+    with decompress(io.BytesIO(packed)) as stream:
+        while stream.readinto(out):
+            pass
+
+
+def zstd_reference(data: memoryview) -> bytes:
+    """One frame, as a stream."""
+    packer = zstandard.ZstdCompressor(level=3, write_checksum=True).compressobj()
+    return b"".join(
+        [packer.compress(data[at : at + (1 << 20)]) for at in range(0, len(data), 1 << 20)] + [packer.flush()]
+    )
+
+
+def unzstd_reference(packed: bytes, out: bytearray) -> None:
+    reader = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(packed), read_across_frames=True)
+    while reader.readinto(out):
+        pass
+
+
 def cases() -> dict[str, tuple[Work, dict[str, Work]]]:
     """Name: ours, and the references by name."""
     one = memoryview(sample())[: 16 << 20]
@@ -139,6 +172,25 @@ def cases() -> dict[str, tuple[Work, dict[str, Work]]]:
         lambda: gzip_member(member, 6),
         {"zlib": lambda: deflate_reference(zlib, member, 6), "isal": lambda: deflate_reference(isal_zlib, member, 3)},
     )
+    layer = memoryview(sample())[: 8 << 20]
+    found["pack 8 MiB as gzip, one thread"] = (
+        lambda: pack_ours("gzip", layer),
+        {"zlib": lambda: deflate_reference(zlib, layer, 6)},
+    )
+    found["pack 8 MiB as zstd, one thread"] = (
+        lambda: pack_ours("zstd", layer),
+        {"zstandard": lambda: zstd_reference(layer)},
+    )
+    our_gzip, our_zstd, foreign_zstd = pack_ours("gzip", layer), pack_ours("zstd", layer), zstd_reference(layer)
+    found["unpack gzip of ours, one thread"] = (
+        lambda: unpack_ours(our_gzip, out),
+        {"zlib": lambda: inflate_reference(zlib, gzipped_sample(8 << 20), 1 << 20, len(out))},
+    )
+    for name, packed in (("zstd of ours", our_zstd), ("a foreign zstd", foreign_zstd)):
+        found[f"unpack {name}, one thread"] = (
+            lambda packed=packed: unpack_ours(packed, out),  # type: ignore[misc]
+            {"zstandard": lambda packed=packed: unzstd_reference(packed, out)},  # type: ignore[misc]
+        )
     return found
 
 

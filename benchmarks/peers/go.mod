@@ -1,3 +1,5 @@
 module blobtee/benchmarks/peers
 
-go 1.22
+go 1.25
+
+require github.com/klauspost/compress v1.20.2

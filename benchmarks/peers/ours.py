@@ -10,12 +10,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from blobtee import core
+from blobtee.compression import Compression, decompress, encoder
 from blobtee.content import LocalStore, copy
 from blobtee.oci import Descriptor, Digest
 from blobtee.registry import Registry, Repository
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 BUFFER = 1 << 20
 
@@ -94,12 +99,54 @@ def pull(url: str, folder: str) -> Callable[[], int]:
     return work
 
 
+def convert(kind: str, path: str, out: str) -> Callable[[], int]:
+    """What a conversion does with a layer, between plain files: neither side waits for the disk."""
+
+    def work() -> int:
+        diff_id, stored, buffer, total = core.Sha256(), core.Sha256(), bytearray(BUFFER), 0
+        with (
+            open(path, "rb", buffering=0) as source,
+            decompress(source, threads=None) as tar,
+            open(out, "wb", buffering=0) as file,
+        ):
+
+            def store(piece: Buffer) -> None:
+                stored.update(piece)
+                file.write(piece)
+
+            with memoryview(buffer) as view, encoder(Compression(kind), store) as packer:
+                while n := tar.readinto(view):
+                    total += n
+                    diff_id.update(view[:n])
+                    packer.write(view[:n])
+                packer.finish()
+        Path(f"{out}.digests").write_text(f"{diff_id.hexdigest()} {stored.hexdigest()}")
+        return total
+
+    return work
+
+
+def unpack(threads: str, path: str) -> Callable[[], int]:
+    """threads: 0 for as many as there are processors."""
+
+    def work() -> int:
+        total, buffer = 0, bytearray(BUFFER)
+        with open(path, "rb", buffering=0) as source, decompress(source, threads=int(threads) or None) as tar:
+            while n := tar.readinto(buffer):
+                total += n
+        return total
+
+    return work
+
+
 TASKS: dict[str, Callable[..., Callable[[], int]]] = {
     "sha256": sha256,
     "sha256-lanes": sha256_lanes,
     "inflate": inflate,
     "get": get,
     "pull": pull,
+    "convert": convert,
+    "unpack": unpack,
 }
 
 
@@ -116,7 +163,10 @@ def main() -> None:
         cpu, start = cpu_seconds(), time.perf_counter()
         nbytes = work()
         wall = time.perf_counter() - start
-        print(json.dumps({"bytes": nbytes, "wall": wall, "cpu": cpu_seconds() - cpu}), flush=True)
+        answer = {"bytes": nbytes, "wall": wall, "cpu": cpu_seconds() - cpu}
+        if name == "convert":
+            answer["size"] = Path(arguments[-1]).stat().st_size
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":
