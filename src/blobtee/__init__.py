@@ -13,16 +13,17 @@ from blobtee._version import __version__
 from blobtee.errors import BlobteeError
 
 if TYPE_CHECKING:
-    from blobtee.cache import RefConfig, Remote
+    from blobtee.cache import CacheManager, RefConfig, Remote
     from blobtee.compression import Compression
     from blobtee.content import LocalStore, MemoryStore
     from blobtee.image import Image
     from blobtee.oci import Descriptor, Digest, Platform, Reference
     from blobtee.registry import Registry
-    from blobtee.transfer import copy, open_image, pull, push, verify
+    from blobtee.transfer import build, convert, copy, inspect, open_image, pull, push, verify
 
 __all__ = [
     "BlobteeError",
+    "CacheManager",
     "Compression",
     "Descriptor",
     "Digest",
@@ -35,8 +36,11 @@ __all__ = [
     "Registry",
     "Remote",
     "__version__",
+    "build",
+    "convert",
     "copy",
     "errors",
+    "inspect",
     "open_image",
     "pull",
     "push",
@@ -44,6 +48,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CacheManager": "blobtee.cache",
     "Compression": "blobtee.compression",
     "Descriptor": "blobtee.oci",
     "Digest": "blobtee.oci",
@@ -55,7 +60,10 @@ _HOMES = {
     "Reference": "blobtee.oci",
     "Registry": "blobtee.registry",
     "Remote": "blobtee.cache",
+    "build": "blobtee.transfer",
+    "convert": "blobtee.transfer",
     "copy": "blobtee.transfer",
+    "inspect": "blobtee.transfer",
     "open_image": "blobtee.transfer",
     "pull": "blobtee.transfer",
     "push": "blobtee.transfer",

@@ -11,6 +11,7 @@ import blobtee
 
 NAMES = {
     "BlobteeError",
+    "CacheManager",
     "Compression",
     "Descriptor",
     "Digest",
@@ -23,8 +24,11 @@ NAMES = {
     "Registry",
     "Remote",
     "__version__",
+    "build",
+    "convert",
     "copy",
     "errors",
+    "inspect",
     "open_image",
     "pull",
     "push",

@@ -1,16 +1,18 @@
-"""Manifests, indexes and configs: read once, and their bytes never written anew.
+"""Manifests, indexes and configs.
 
-A manifest's digest covers its bytes, so a parsed document keeps them in `raw`, unknown members and all.
+A manifest's digest covers its bytes, so a document that was read keeps them in `raw`, unknown members and all; what is
+changed is a new document.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-from blobtee.errors import InvalidDocument, NotFound, TooLarge, UnsupportedMediaType
+from blobtee.errors import InvalidArgument, InvalidDocument, NotFound, TooLarge, UnsupportedMediaType
 from blobtee.oci import mediatypes
 from blobtee.oci.descriptor import Descriptor, annotations_from_json
 from blobtee.oci.digest import Digest
@@ -20,6 +22,9 @@ MAX_DOCUMENT = 8 << 20
 """Bytes of a manifest, index or config that are read: twice the 4 MiB that registries must accept."""
 
 MAX_LAYERS = 10_000
+
+MAX_EPOCH = 253_402_300_799
+"""The last second that RFC 3339 can write, in seconds since the epoch."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,73 @@ class Config(_Document):
             raise InvalidDocument("an image config must list its layers' diff ids in rootfs.diff_ids")
         return tuple(Digest(diff_id) for diff_id in ids)
 
+    @classmethod
+    def scratch(cls, platform: Platform) -> Config:
+        """The configuration of an image without layers."""
+        settings = {**platform.to_json(), "config": {}, "rootfs": {"type": "layers", "diff_ids": []}}
+        return parse_config(to_raw(settings))
+
+    def changed(self, members: Mapping[str, Any]) -> Config:
+        """An OCI configuration with `members` of the JSON object replaced, all others kept."""
+        return parse_config(to_raw({**self.json, **members}))
+
+    def with_diff_ids(self, diff_ids: Sequence[str]) -> Config:
+        """The configuration for layers whose tars are these; all else is kept."""
+        return self.changed({"rootfs": {"type": "layers", "diff_ids": [str(diff_id) for diff_id in diff_ids]}})
+
+    def extended(
+        self,
+        diff_ids: Sequence[str],
+        *,
+        created: int | None = None,
+        created_by: str = "",
+        entrypoint: Sequence[str] | None = None,
+        cmd: Sequence[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Config:
+        """The configuration of an image built on this one. `diff_ids` are those of all its layers, base to top.
+
+        The history gets an entry for each layer that is new, or one without a layer when none is. `created` is in
+        seconds since the epoch; None leaves it away. What is None of the rest stays as it is; `env` and `labels` are
+        merged, and a new entrypoint without a `cmd` ends the old one's, as for a Dockerfile. The format is that of the
+        image specification, config.md. `InvalidArgument`: fewer layers than before, or nonsense in the settings.
+        """
+        added = len(diff_ids) - len(self.diff_ids)
+        if added < 0:
+            raise InvalidArgument(f"an image on {len(self.diff_ids)} layers cannot have {len(diff_ids)}")
+        entry = {"created_by": created_by, **({} if added else {"empty_layer": True})}
+        moment = {} if created is None else {"created": rfc3339(created)}
+        own = _history(self.json, len(self.diff_ids))
+        settings = dict(_object(self.json, "config"))
+        if entrypoint is not None:
+            settings["Entrypoint"] = list(entrypoint)
+            settings.pop("Cmd", None)
+        if cmd is not None:
+            settings["Cmd"] = list(cmd)
+        if env:
+            settings["Env"] = _merged_env(settings.get("Env"), env)
+        if workdir is not None:
+            settings["WorkingDir"] = workdir
+        if user is not None:
+            settings["User"] = user
+        if labels:
+            settings["Labels"] = {**_object(settings, "Labels"), **labels}
+        members = {key: value for key, value in self.json.items() if key != "created"}
+        return parse_config(
+            to_raw(
+                {
+                    **members,
+                    **moment,
+                    "config": settings,
+                    "rootfs": {"type": "layers", "diff_ids": [str(diff_id) for diff_id in diff_ids]},
+                    "history": [*own, *([{**moment, **entry}] * max(added, 1))],
+                }
+            )
+        )
+
 
 def parse_document(raw: bytes, media_type: str = "") -> Manifest | Index:
     """Read a manifest or an index. `media_type` is what the descriptor or the registry says.
@@ -134,6 +206,26 @@ def parse_document(raw: bytes, media_type: str = "") -> Manifest | Index:
     raise UnsupportedMediaType(f"neither a manifest nor an index: {kind[:200]!r}")
 
 
+def to_raw(value: Mapping[str, Any]) -> bytes:
+    """The bytes of a document that is made here: the same value makes the same bytes."""
+    try:
+        return json.dumps(value, separators=(",", ":")).encode()
+    except (ValueError, RecursionError, TypeError) as error:
+        raise InvalidDocument(f"cannot be written as JSON: {str(error)[:100]}") from None
+
+
+def check_epoch(epoch: int | None) -> None:
+    """Refuse what is no moment in whole seconds from 1970 to the year 9999: `InvalidArgument`."""
+    if epoch is not None and (type(epoch) is not int or not 0 <= epoch <= MAX_EPOCH):
+        raise InvalidArgument(f"an epoch is a whole number of seconds since 1970, not {epoch!r:.40}")
+
+
+def rfc3339(seconds: int) -> str:
+    """A moment in seconds since the epoch, in UTC. `InvalidArgument`: see `check_epoch`."""
+    check_epoch(seconds)
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def parse_config(raw: bytes, media_type: str = mediatypes.OCI_CONFIG) -> Config:
     return Config(raw, media_type, _load(raw))
 
@@ -157,3 +249,32 @@ def _descriptors(value: Mapping[str, Any], key: str) -> tuple[Descriptor, ...]:
     if len(members) > MAX_LAYERS:
         raise TooLarge(f"{len(members)} {key}; the limit is {MAX_LAYERS}")
     return tuple(Descriptor.from_json(member) for member in members)
+
+
+def _object(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    member = value.get(key)
+    if member is not None and not isinstance(member, dict):
+        raise InvalidDocument(f"{key} of an image config must be a JSON object")
+    return member or {}
+
+
+def _history(value: Mapping[str, Any], layers: int) -> list[Any]:
+    """The history, with an entry for each layer: what an older tool left out is filled in, so that entries to come
+    belong to the layers to come."""
+    history = value.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
+        raise InvalidDocument("history of an image config must be a list of JSON objects")
+    told = sum(not entry.get("empty_layer") for entry in history)
+    return [*history, *([{"comment": "no history"}] * (layers - told))]
+
+
+def _merged_env(before: object, changes: Mapping[str, str]) -> list[str]:
+    """Variables in the order of their first coming."""
+    if before is not None and (not isinstance(before, list) or not all(isinstance(text, str) for text in before)):
+        raise InvalidDocument("Env of an image config must be a list of strings")
+    merged = dict(text.partition("=")[::2] for text in before or [])
+    for name, value in changes.items():
+        if not name or "=" in name or "\0" in name + value:
+            raise InvalidArgument(f"not a variable of the environment: {name[:100]!r}")
+        merged[name] = value
+    return [f"{name}={value}" for name, value in merged.items()]

@@ -51,6 +51,11 @@ _DISTRIBUTABLE = {
     for suffix in _SUFFIXES[base]
 }
 _NONDISTRIBUTABLE = {plain: foreign for foreign, plain in _DISTRIBUTABLE.items()}
+_OCI = {
+    docker + suffix: oci + suffix.replace(".", "+")
+    for docker, oci in ((DOCKER_LAYER, OCI_LAYER), (DOCKER_LAYER_FOREIGN, OCI_LAYER_NONDISTRIBUTABLE))
+    for suffix in _SUFFIXES[docker]
+}
 
 
 def is_layer(media_type: str) -> bool:
@@ -78,3 +83,8 @@ def nondistributable(media_type: str) -> str:
     """The type with the same bytes that says "do not distribute"; any other type, and Docker's zstd, which has no such
     twin, comes back as it is."""
     return _NONDISTRIBUTABLE.get(media_type, media_type)
+
+
+def oci_layer(media_type: str) -> str:
+    """The OCI type for the same bytes as a Docker layer type; any other type comes back as it is."""
+    return _OCI.get(media_type, media_type)

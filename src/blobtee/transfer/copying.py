@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from blobtee.cache import MetadataStore, Remote
+from blobtee.cache import CacheManager, MetadataStore, Remote
 from blobtee.cache import labels as cache_labels
+from blobtee.compression import Compression
 from blobtee.content import MultiProvider, ReaderAt
-from blobtee.errors import DataLoss, InvalidArgument, NotFound, SizeMismatch, UnsupportedMediaType
+from blobtee.errors import InvalidArgument, NotFound, UnsupportedMediaType
 from blobtee.image import Image
-from blobtee.oci import Config, Descriptor, Digest, Index, Manifest, Platform, mediatypes, parse_document
+from blobtee.oci import Config, Descriptor, Digest, Index, Manifest, Platform
 from blobtee.registry import Registry
 from blobtee.transfer import images
 from blobtee.transfer.addresses import parse
+from blobtee.transfer.building import packed
+from blobtee.transfer.converting import check_archive, convert
+from blobtee.transfer.nearby import Nearby, labels_of
 from blobtee.transfer.open import open_sink, open_source
-from blobtee.transfer.places import Report, Source, run, whole
+from blobtee.transfer.places import Report, run, whole
+from blobtee.transfer.rewriting import Plan, Rewritten, described, rewrite
 
 
 def copy(
@@ -24,6 +29,7 @@ def copy(
     destination: str,
     *,
     platform: Platform | str | None = None,
+    compression: Compression | None = None,
     store: MetadataStore | None = None,
     registry: Registry | None = None,
 ) -> Report:
@@ -32,18 +38,20 @@ def copy(
     An index is copied with all its images, unless `platform` names one; to a docker archive, which holds one only,
     goes this machine's. Within one registry nothing but documents moves: blobs are mounted. Otherwise they are
     streamed; what `store` has is read from there. Manifests keep their bytes, except that an image from a docker
-    archive gets one of its own.
+    archive gets one of its own. With a `compression`, layers that are packed otherwise are converted: see `convert`.
 
     `NotFound`: no such image, platform or file. `DigestMismatch`, `SizeMismatch`: the source holds other bytes than it
     promises. After a failure the destination has no new name; a file is not touched, a registry or layout may have
     some blobs more.
     """
+    if compression is not None:
+        return convert(source, destination, compression, platform=platform, store=store, registry=registry)
     wanted = Platform.parse(platform) if isinstance(platform, str) else platform
     with open_source(parse(source), registry) as read, open_sink(parse(destination), registry) as written:
         if wanted is None and written.single:
             wanted = Platform.current()
         documents = whole(read, read.root(), wanted)
-        return run(read if store is None else _Nearby(read, store), written, documents)
+        return run(read if store is None else Nearby(read, store), written, documents)
 
 
 def push(
@@ -54,6 +62,7 @@ def push(
     registry: Registry | None = None,
     all_platforms: bool = True,
     config: Config | None = None,
+    compression: Compression | None = None,
 ) -> Report:
     """Push an image of `store` to an address, mostly a name in a registry.
 
@@ -62,60 +71,40 @@ def push(
     for an index all of whose images are in the store, the index is pushed with them, unless `all_platforms` is off;
     else the image alone. Documents go last, when all they name is there.
 
+    With a `compression`, layers of an image that are packed otherwise are converted, and known variants are used again
+    whatever their level (`Ref.get_remote` with a forced compression); documents change as `convert` tells.
+
     A `Remote` is pushed with an OCI manifest of its own and `config`, whose diff ids must be the remote's; without one
-    it gets a config that says no more than its layers.
+    it gets a config that says no more than its layers. How it is packed was said to `get_remote`, so a `compression`
+    here is `InvalidArgument`.
     """
+    goal = parse(destination)
     if isinstance(what, Remote):
+        if compression is not None:
+            raise InvalidArgument("a remote is packed already; ask get_remote for the compression")
         source: _Stored = _of_remote(what, store, config)
     else:
+        check_archive(goal, compression)
         source = _of_image(what, store, registry, all_platforms)
-    with source, open_sink(parse(destination), registry) as written:
+    with source, open_sink(goal, registry) as written, CacheManager(store).leases.hold():
         root = source.root()
         single = Platform.current() if written.single and isinstance(source.document(root), Index) else None
-        return run(source, written, whole(source, root, single))
-
-
-class _Nearby:
-    """A source whose blobs are read from a store where that has them."""
-
-    def __init__(self, source: Source, store: MetadataStore) -> None:
-        self._source = source
-        self._store = store
-
-    @property
-    def name(self) -> str:
-        return self._source.name
-
-    def root(self) -> Descriptor:
-        return self._source.root()
-
-    def document(self, desc: Descriptor) -> Manifest | Index:
-        return self._source.document(desc)
-
-    def reader_at(self, desc: Descriptor) -> ReaderAt:
-        try:
-            return self._store.reader_at(desc)
-        except (NotFound, DataLoss, SizeMismatch):
-            return self._source.reader_at(desc)
-
-    def repositories(self, desc: Descriptor, host: str) -> Sequence[str]:
-        known = _labels(self._store, desc.digest)
-        return [*self._source.repositories(desc, host), *cache_labels.repositories(known, host)]
-
-    def __enter__(self) -> _Nearby:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+        documents = whole(source, root, single)
+        if compression is None:
+            return run(source, written, documents)
+        rewritten = source.converted(documents, compression)
+        return replace(run(source, written, rewritten.documents), dropped=rewritten.dropped)
 
 
 class _Stored:
-    """An image of a store. `documents` end with the root, as those of `whole` do. Owns `opened`."""
+    """An image of a store, or an index of several. `documents` end with the root, as those of `whole` do. `images` are
+    those that have layers to be read; the ones in `opened` are closed in the end."""
 
     def __init__(self, name: str, documents: Sequence[Manifest | Index], store: MetadataStore) -> None:
         self.name = name
         self.documents = documents
         self.provider = MultiProvider(store)
+        self.images: list[Image] = []
         self.opened: list[Image] = []
         self._store = store
         self._by_digest = {document.digest: document for document in documents}
@@ -126,6 +115,21 @@ class _Stored:
         for desc in remote.descriptors:
             self.provider.add(desc.digest, remote.provider)
             self._annotations[desc.digest] = desc.annotations
+
+    def converted(self, documents: Sequence[Manifest | Index], compression: Compression) -> Rewritten:
+        """`documents` with all layers packed as `compression` says; from here on those are what is read."""
+        wanted = {document.digest for document in documents}
+        plans = {}
+        for image in self.images:
+            if image.manifest.digest in wanted:
+                layers = packed(image, compression)
+                plans[image.manifest.digest] = Plan(image.config, layers.descriptors if layers is not None else ())
+                if layers is not None:
+                    self.add_layers(layers)
+        rewritten = rewrite(documents, plans)
+        for digest, raw in rewritten.blobs.items():
+            self.provider.add(digest, images.Raw(raw))
+        return rewritten
 
     def root(self) -> Descriptor:
         return self.documents[-1].descriptor
@@ -142,7 +146,7 @@ class _Stored:
     def repositories(self, desc: Descriptor, host: str) -> Sequence[str]:
         annotations = self._annotations.get(desc.digest, {})
         return cache_labels.repositories(
-            cache_labels.merged_sources(_labels(self._store, desc.digest), annotations), host
+            cache_labels.merged_sources(labels_of(self._store, desc.digest), annotations), host
         )
 
     def __enter__(self) -> _Stored:
@@ -163,7 +167,8 @@ def _of_image(image: Image, store: MetadataStore, registry: Registry | None, all
                 with contextlib.suppress(UnsupportedMediaType):
                     other = images.open_root(store, image.name, document.descriptor, None, registry)
                     source.opened.append(other)
-        for each in (image, *source.opened):
+        source.images = [image, *source.opened]
+        for each in source.images:
             if each.ref is not None:
                 source.add_layers(each.ref.get_remote())
     except BaseException:
@@ -190,31 +195,3 @@ def _of_remote(remote: Remote, store: MetadataStore, config: Config | None) -> _
     source.add_layers(remote)
     source.provider.add(manifest.config.digest, images.Raw(raw_config))
     return source
-
-
-def described(layers: Sequence[Descriptor], config: Config | None) -> tuple[Manifest, bytes]:
-    """An OCI manifest of `layers`, and the bytes of its config. `InvalidArgument` when `config` is of other layers."""
-    diff_ids = [layer.annotations.get(cache_labels.UNCOMPRESSED, "") for layer in layers]
-    if config is not None and list(config.diff_ids) != diff_ids:
-        raise InvalidArgument("the config lists other diff ids than the remote has")
-    if config is not None:
-        raw = config.raw
-    else:
-        settings = {**Platform.current().to_json(), "config": {}, "rootfs": {"type": "layers", "diff_ids": diff_ids}}
-        raw = json.dumps(settings).encode()
-    listed = {
-        "schemaVersion": 2,
-        "mediaType": mediatypes.OCI_MANIFEST,
-        "config": Descriptor(mediatypes.OCI_CONFIG, Digest.of(raw), len(raw)).to_json(),
-        "layers": [layer.bare().to_json() for layer in layers],
-    }
-    manifest = parse_document(json.dumps(listed).encode())
-    assert isinstance(manifest, Manifest)
-    return manifest, raw
-
-
-def _labels(store: MetadataStore, digest: Digest) -> Mapping[str, str]:
-    try:
-        return store.info(digest).labels
-    except (NotFound, DataLoss):
-        return {}

@@ -186,12 +186,18 @@ def canonical(name: str) -> Reference | None:
 
 
 def origins(store: MetadataStore, name: str, manifest: Descriptor) -> list[Reference]:
-    """The repositories that the image's blobs can be had from: its name's first, then those its manifest came from."""
+    """The repositories that the image's blobs can be had from: its name's first, then those its manifest came from.
+
+    The name of an image that was made here, on layers from elsewhere, says where it is to go; it is left out.
+    """
     reference = canonical(name)
-    found = [reference] if reference is not None else []
+    known: list[Reference] = []
     with contextlib.suppress(NotFound, DataLoss):
-        found += sources(store.info(manifest.digest).labels)
-    return list({origin.name: origin for origin in found}.values())
+        known = list(sources(store.info(manifest.digest).labels))
+    told = {origin.name: origin for origin in known}
+    if reference is not None and (not told or reference.name in told):
+        told = {reference.name: reference, **{key: origin for key, origin in told.items() if key != reference.name}}
+    return list(told.values())
 
 
 def sources(labels: Mapping[str, str]) -> Iterator[Reference]:
@@ -236,14 +242,13 @@ def open_root(
     documents = StoredDocuments(store)
     document = documents.document(root)
     wanted = Platform.parse(platform) if isinstance(platform, str) else platform
-    manifest = _choose(documents, document, wanted, name)
+    manifest = choose(documents, document, wanted, name)
     check_image(manifest)
     config = read_config(read_document(store, manifest.config), manifest)
     check_platform(document, config, wanted)
     descriptor = _described(document, manifest)
     references = origins(store, name, descriptor)
-    reference = canonical(name)
-    image_ref = str(reference) if reference is not None else ""
+    image_ref = name if references and str(references[0]) == name else ""
     return assemble(store, name, descriptor, manifest, config, handlers(manifest, references, registry), image_ref)
 
 
@@ -255,7 +260,9 @@ def check_platform(root: Manifest | Index, config: Config, wanted: Platform | No
         raise NotFound(f"no image for {wanted}; there is: {offered}")
 
 
-def _choose(documents: Documents, document: Manifest | Index, wanted: Platform | None, name: str) -> Manifest:
+def choose(documents: Documents, document: Manifest | Index, wanted: Platform | None, name: str) -> Manifest:
+    """The image in `document` that is meant: of an index that for `wanted`, by default this machine's, or the only one
+    that is here. `NotFound` lists what there is."""
     if isinstance(document, Manifest):
         return document
     try:

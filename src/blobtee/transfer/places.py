@@ -31,11 +31,15 @@ class Moved:
 
 @dataclass(frozen=True)
 class Report:
-    """What a push or copy did. `name` is where the image is now, `descriptor` its manifest's or index's."""
+    """What a push or copy did. `name` is where the image is now, `descriptor` its manifest's or index's.
+
+    `dropped`: what a conversion left out of indexes, because it speaks of an image that is another now.
+    """
 
     name: str
     descriptor: Descriptor
     blobs: tuple[Moved, ...]
+    dropped: tuple[Descriptor, ...] = ()
 
     @property
     def nbytes(self) -> int:

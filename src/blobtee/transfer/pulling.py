@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from blobtee.cache import Handler, MetadataStore
+from blobtee.cache import CacheManager, Handler, MetadataStore
 from blobtee.cache import labels as cache_labels
+from blobtee.compression import Compression
 from blobtee.errors import DataLoss, InvalidArgument, NotFound
 from blobtee.image import Image
 from blobtee.oci import Descriptor, Index, Manifest, Platform, Reference
 from blobtee.registry import Registry
 from blobtee.transfer import images
 from blobtee.transfer.addresses import parse
+from blobtee.transfer.building import repacked
 from blobtee.transfer.open import open_source
 from blobtee.transfer.places import MAX_DEPTH, Source, too_deep
 from blobtee.transfer.remote import RemoteSource
@@ -21,6 +23,7 @@ def pull(
     *,
     lazy: bool = False,
     platform: Platform | str | None = None,
+    compression: Compression | None = None,
     registry: Registry | None = None,
     name: str | None = None,
 ) -> Image:
@@ -30,6 +33,10 @@ def pull(
     `registry` (one for the process by default), which must stay open as long as the image. Otherwise all layers are
     brought, several at a time. Of an index it is the image for `platform`, this machine's by default. The store knows
     it by `name`, else by its full reference, or by what the layout or archive calls it.
+
+    With a `compression`, layers that are packed otherwise are brought and converted, also in a lazy pull; what the
+    store knows of it is used again (`Ref.get_remote` with a forced compression). The image then has documents of its
+    own, as `convert` makes them, and the name stands for its manifest alone.
 
     `NotFound`: no such image, or none for the platform. `UnsupportedMediaType`: not an image. `InvalidDocument`: a
     document that breaks the rules. `InvalidArgument`: lazy, but not from a registry. After any failure the store is
@@ -51,25 +58,34 @@ def pull(
 
         origin = source.reference if isinstance(source, RemoteSource) else None
         labels = cache_labels.with_source({}, str(origin)) if origin is not None else {}
-        images.keep_document(store, manifest.config, raw_config, labels)
-        for document in reversed(documents):
-            images.keep_document(store, document.descriptor, document.raw, {**images.child_labels(document), **labels})
         if origin is not None:
             handlers = images.handlers(manifest, [origin], registry)
         else:
             handlers = {layer.digest: Handler(lambda session: source) for layer in manifest.layers}
         known_as = name or source.name or ref
-        descriptor = _member(documents, manifest)
-        image_ref = str(origin) if origin is not None else ""
-        image = images.assemble(store, known_as, descriptor, manifest, config, handlers, image_ref)
-        try:
-            if not lazy and image.ref is not None:
-                image.ref.get_remote().unlazy()
-            if images.has_names(store):
-                store.layout.set(known_as, documents[0].descriptor)
-        except BaseException:
-            image.close()
-            raise
+        manager = CacheManager(store)
+        with manager.leases.hold():
+            # Until the name holds them.
+            manager.leases.protect([manifest.config.digest, *(document.digest for document in documents)])
+            images.keep_document(store, manifest.config, raw_config, labels)
+            for document in reversed(documents):
+                told = {**images.child_labels(document), **labels}
+                images.keep_document(store, document.descriptor, document.raw, told)
+            image_ref = str(origin) if origin is not None else ""
+            descriptor = _member(documents, manifest)
+            image = images.assemble(store, known_as, descriptor, manifest, config, handlers, image_ref)
+            try:
+                root = documents[0].descriptor
+                if compression is not None:
+                    image = repacked(image, store, compression, handlers, labels, image_ref)
+                    root = root if image.descriptor == descriptor else image.manifest.descriptor
+                if not lazy and image.ref is not None:
+                    image.ref.get_remote().unlazy()
+                if images.has_names(store):
+                    store.layout.set(known_as, root)
+            except BaseException:
+                image.close()
+                raise
         return image
 
 

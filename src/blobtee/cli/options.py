@@ -1,0 +1,47 @@
+"""Options that several verbs have in common: how layers are packed, and how young files may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from blobtee.compression import Compression, Type
+from blobtee.errors import InvalidArgument
+from blobtee.oci.documents import MAX_EPOCH
+
+_Callback = Callable[..., Any]
+
+
+def compression_options(text: str, *, required: bool = False) -> Callable[[_Callback], _Callback]:
+    """`--compression` and `--level`; the callback gets `kind` and `level` (see `wish`)."""
+
+    def decorate(function: _Callback) -> _Callback:
+        for option in (
+            click.option("--level", type=int, help="gzip and estargz: 0 to 12; zstd: 1 to 22."),
+            click.option(
+                "--compression", "kind", type=click.Choice([each.value for each in Type]), required=required, help=text
+            ),
+        ):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def epoch_option(text: str, *, envvar: str | None = None) -> Callable[[_Callback], _Callback]:
+    """`--epoch`, in seconds since 1970."""
+    return click.option("--epoch", type=click.IntRange(0, MAX_EPOCH), envvar=envvar, metavar="SECONDS", help=text)
+
+
+def wish(kind: str | None, level: int | None, *, force: bool = False) -> Compression | None:
+    """What the options ask for; None when they ask for nothing. `UsageError` for a level that the type has not."""
+    if kind is None:
+        if level is not None:
+            raise click.UsageError("--level belongs to --compression")
+        return None
+    try:
+        return Compression(kind, force=force, level=level)
+    except InvalidArgument as error:
+        raise click.UsageError(str(error)) from None
