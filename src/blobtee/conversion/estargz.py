@@ -55,8 +55,8 @@ class EstargzWriter:
     `write` and `finish` raise, soon after the bytes that are to blame: what `layers.entries` raises of a tar that it
     cannot read; `CorruptData` for one that ends so that no entry could follow; `InvalidArgument` for one that has a
     `stargz.index.json` already; `TooLarge` for holes beyond `tail.MAX_HOLES`; `StorageFull` when a temporary file
-    cannot grow; what `consume` raises; and `Cancelled` when the work is. After any failure only `close()` is left to do, and
-    what was consumed is worth nothing. For one thread at a time; a context manager that closes.
+    cannot grow; what `consume` raises; and `Cancelled` when the work is. After any failure only `close()` is left to
+    do, and what was consumed is worth nothing. For one thread at a time; a context manager that closes.
     """
 
     def __init__(
