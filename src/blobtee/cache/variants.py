@@ -33,12 +33,19 @@ def link(manager: CacheManager, ref: Ref, desc: Descriptor, info: Info | None = 
     wanted |= labels.merged_sources(info.labels, wanted)
     main = ref.blob
     if main is not None and main != desc.digest:
-        with suppress(NotFound):  # a main blob that is lazy or gone has no labels to link from
-            manager.store.update(main, {labels.LINK + desc.digest: desc.digest})
+        with suppress(NotFound, DataLoss):  # a main blob that is lazy or gone has no labels to link from
+            before = manager.store.info(main)
+            # A blob that was there before the ref may have no labels, and would not be seen from its variants.
+            said = labels.blob_labels(ref.oci_desc(prefer_nondistributable=True))
+            _label(manager.store, before, {**said, **before.labels, labels.LINK + desc.digest: desc.digest})
             wanted[labels.LINK + main] = main
+    _label(manager.store, info, wanted)
+
+
+def _label(store: Store, info: Info, wanted: dict[str, str]) -> None:
     changed: dict[str, str | None] = {key: text for key, text in wanted.items() if info.labels.get(key) != text}
     if changed:
-        manager.store.update(desc.digest, changed)
+        store.update(info.digest, changed)
 
 
 def leased(ref: Ref) -> list[Digest]:

@@ -430,6 +430,17 @@ def test_variants_are_seen_from_every_side_and_after_one_side_is_gone(tmp_path: 
         assert other.get_remote(False, FORCED[kind]).descriptors[0].digest == desc.digest
 
 
+def test_a_main_blob_without_labels_is_seen_from_its_variants(manager: CacheManager) -> None:
+    (layer,) = layers(1)
+    add(manager.store, layer)
+    ref = manager.get_by_blob(described(layer), None)
+    assert MEDIA_TYPE not in manager.store.info(layer.descriptor.digest).labels
+    (desc,) = ref.get_remote(True, FORCED[Type.ZSTD]).descriptors
+    found = variants.find(manager.store, desc.digest, Type.GZIP)
+    assert found.bare() == layer.descriptor
+    assert found.annotations == {UNCOMPRESSED: layer.diff_id}
+
+
 def test_the_same_contents_under_two_digests_are_two_layers_with_variants_of_their_own(manager: CacheManager) -> None:
     one, two = (images.layer({"f": b"x" * 1000}, level=level) for level in (1, 9))
     assert one.diff_id == two.diff_id

@@ -29,7 +29,7 @@ from blobtee.errors import (
     NotFound,
     TooLarge,
 )
-from blobtee.oci import Compressed, chain_id, chain_ids, mediatypes
+from blobtee.oci import Compressed, Digest, chain_id, chain_ids, mediatypes
 from blobtee.tasks import Cancellation, Event, reporting, scope, sleep
 from blobtee.testing import images
 from tests.unit.cache.support import (
@@ -284,12 +284,14 @@ def test_blobs_are_packed_as_wished(kind: Type, tmp_path: Path, manager: CacheMa
 
 
 def test_a_level_is_kept(tmp_path: Path, manager: CacheManager) -> None:
-    (path,) = trees(tmp_path, {"f": "".join(f"line {n * 7919 % 1000}\n" for n in range(20_000))})
-    sizes = [
-        manager.add_directory(path).get_remote(True, RefConfig(Compression("zstd", level=level))).descriptors[0].size
-        for level in (1, 19)
-    ]
-    assert sizes[1] < sizes[0]
+    (path,) = trees(tmp_path, {"f": "".join(f"{Digest.of(b'%d' % (n % 700))[7:30]} " for n in range(20_000))})
+    found = {}
+    for level in (1, 19):
+        ref = manager.add_directory(path)
+        found[level] = ref.get_remote(True, RefConfig(Compression("zstd", level=level))).descriptors[0].digest
+        assert ref.recipe is not None
+        assert ref.recipe.compression == Compression("zstd", level=level)
+    assert found[1] != found[19]
 
 
 def test_an_epoch_clamps_what_is_made_and_leaves_what_came(tmp_path: Path, manager: CacheManager) -> None:
