@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from blobtee import core
-from blobtee.compression import Compression, decompress, encoder
+from blobtee.compression import Compression, decompress
 from blobtee.content import LocalStore, copy
+from blobtee.conversion import Packer
 from blobtee.oci import Descriptor, Digest
 from blobtee.registry import Registry, Repository
 
@@ -103,7 +104,7 @@ def convert(kind: str, path: str, out: str) -> Callable[[], int]:
     """What a conversion does with a layer, between plain files: neither side waits for the disk."""
 
     def work() -> int:
-        diff_id, stored, buffer, total = core.Sha256(), core.Sha256(), bytearray(BUFFER), 0
+        stored, buffer = core.Sha256(), bytearray(BUFFER)
         with (
             open(path, "rb", buffering=0) as source,
             decompress(source, threads=None) as tar,
@@ -114,14 +115,12 @@ def convert(kind: str, path: str, out: str) -> Callable[[], int]:
                 stored.update(piece)
                 file.write(piece)
 
-            with memoryview(buffer) as view, encoder(Compression(kind), store) as packer:
+            with memoryview(buffer) as view, Packer(Compression(kind), store) as packer:
                 while n := tar.readinto(view):
-                    total += n
-                    diff_id.update(view[:n])
                     packer.write(view[:n])
-                packer.finish()
-        Path(f"{out}.digests").write_text(f"{diff_id.hexdigest()} {stored.hexdigest()}")
-        return total
+                packed = packer.finish()
+        Path(f"{out}.digests").write_text(f"{packed.diff_id.hex} {stored.hexdigest()}")
+        return packed.size
 
     return work
 
