@@ -158,7 +158,8 @@ def repacked(
     assert isinstance(manifest, Manifest)
     if manifest.digest == image.manifest.digest:
         return image
-    made = keep(store, image.name, manifest, rewritten.blobs[manifest.config.digest], handlers, labels, image_ref)
+    raw_config = rewritten.blobs.get(manifest.config.digest, image.config.raw)
+    made = keep(store, image.name, manifest, raw_config, handlers, labels, image_ref)
     image.close()
     return replace(made, descriptor=replace(manifest.descriptor, platform=image.descriptor.platform))
 

@@ -68,7 +68,7 @@ def convert(
     with open_source(parse(source), registry) as read, open_sink(goal, registry) as written, _place(store) as place:
         if wanted is None and written.single:
             wanted = Platform.current()
-        near = Nearby(read, place)
+        near = read if store is None else Nearby(read, store)
         documents = whole(near, near.root(), wanted)
         if isinstance(documents[-1], Manifest):
             images.check_image(documents[-1])

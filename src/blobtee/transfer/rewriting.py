@@ -93,7 +93,8 @@ class _Work:
         if same_layers and config is plan.config:
             self.new[manifest.digest] = manifest
             return
-        self.blobs[config.digest] = config.raw
+        if config is not plan.config:
+            self.blobs[config.digest] = config.raw
         self.new[manifest.digest] = new_manifest(manifest, plan.layers, config)
 
     def artifact(self, manifest: Manifest) -> None:
