@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from blobtee.errors import TooLarge
 from blobtee.layers import Entry, EntryType, whiteout
@@ -164,7 +164,7 @@ def bounded(entries: Iterator[Entry]) -> Iterator[Entry]:
             raise TooLarge(f"a layer of more than {MAX_ENTRIES} entries")
         if nbytes > MAX_NAME_NBYTES:
             raise TooLarge(f"a layer with more than {MAX_NAME_NBYTES} bytes of names")
-        yield replace(entry, _opener=None)
+        yield entry.detached()
 
 
 class Builder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -93,6 +93,25 @@ class Entry(_Fields):
         """The stored bytes as a file, holes left out: as `data`, but `sparse` says where they belong."""
         return self._open(expand=False)
 
+    def detached(self) -> Entry:
+        """The entry without its stream, which it would keep alive: `data` raises `Closed`."""
+        if self.xattrs or self.sparse is not None or self.devmajor or self.devminor:
+            return replace(self, _opener=None)
+        return plain_entry(
+            self.path,
+            self.type,
+            self.size,
+            self.mode,
+            self.uid,
+            self.gid,
+            self.mtime_ns,
+            self.linkname,
+            self.offset,
+            self.uname,
+            self.gname,
+            None,
+        )
+
     def _open(self, *, expand: bool) -> io.RawIOBase:
         if self._opener is None:
             raise Closed(f"{self.path}: this entry does not come from a stream any more")
@@ -111,7 +130,7 @@ def plain_entry(
     offset: int,
     uname: str,
     gname: str,
-    opener: Callable[[Entry, bool], io.RawIOBase],
+    opener: Callable[[Entry, bool], io.RawIOBase] | None,
 ) -> Entry:
     """An entry without attributes, holes and device numbers, in a third of the time that a frozen dataclass takes."""
     fields: Any = _Fields()

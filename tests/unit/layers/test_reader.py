@@ -328,6 +328,18 @@ def test_data_is_valid_until_the_next_entry() -> None:
     assert second.data().read() == b"bbbb"
 
 
+def test_a_detached_entry_is_the_same_without_its_stream() -> None:
+    tar = (
+        header(b"a", size=4) + padded(b"aaaa") + pax((b"SCHILY.xattr.user.a", b"b")) + header(b"b") + header(b"c", b"3")
+    )
+    for entry in entries(io.BytesIO(tar)):
+        assert entry.detached() == entry
+        with pytest.raises(Closed):
+            entry.detached().data()
+        with pytest.raises(AttributeError):
+            entry.size = 5  # type: ignore[misc]
+
+
 def test_short_reads_are_fine() -> None:
     tar = pax((b"path", b"p")) + header(size=700) + padded(b"z" * 700) + END
     (entry,) = [(e.path, e.data().read()) for e in entries(Dribble(tar))]
