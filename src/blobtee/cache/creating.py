@@ -115,7 +115,8 @@ def _pack(layer: Ref, recipe: Recipe, means: Means, *, expected: Descriptor | No
                 writer.commit(desc.size, desc.digest, labels.made_labels(desc))
         except BaseException:
             writer.close()
-            store.abort(name)
+            with tasks.shield():
+                store.abort(name)
             raise
     return desc, store.info(desc.digest)
 

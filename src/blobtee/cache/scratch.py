@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import secrets
 import stat
@@ -12,7 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from blobtee.content.files import os_errors
-from blobtee.errors import StorageError
+from blobtee.errors import BlobteeError, StorageError
+
+_logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 5
 
@@ -29,7 +32,10 @@ class Scratch:
 
     @contextmanager
     def directory(self) -> Iterator[Path]:
-        """An empty directory for the block, for this user alone; removed with what is in it, also after a failure."""
+        """An empty directory for the block, for this user alone; removed with what is in it, also after a failure.
+
+        What cannot be removed then is tried again at the next start.
+        """
         with os_errors("make a directory for work under way"):
             holder, fd = self._make()
         try:
@@ -40,6 +46,8 @@ class Scratch:
         finally:
             try:
                 remove(holder)
+            except BlobteeError as error:
+                _logger.warning("%s was left behind: %s", holder, error)
             finally:
                 os.close(fd)
                 self._remove_root()
@@ -54,7 +62,7 @@ class Scratch:
             return
         for name in names:
             holder = self._root / name
-            with suppress(OSError, StorageError):
+            with suppress(OSError, BlobteeError):
                 fd = _locked(holder)
                 if fd is not None:
                     try:

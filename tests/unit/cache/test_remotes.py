@@ -105,6 +105,18 @@ def test_merges_are_remotes_of_all_their_layers(store: MemoryStore) -> None:
     assert content(remote.provider.reader_at(remote.descriptors[2])) == c.data
 
 
+def test_a_merge_in_a_store_that_can_only_be_read_is_a_remote_all_the_same(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = layers(2)
+    manager = CacheManager(store)
+    source = Source(a, b)
+    merged = manager.merge([stack(manager, source, [a]), stack(manager, source, [b])])
+    monkeypatch.setattr(store.metadata, "_read_only", True)
+    assert len(merged.get_remote().descriptors) == 2
+    assert merged.chain_id is None
+
+
 def test_a_ref_without_a_blob_is_no_remote_unless_one_may_be_created(store: MemoryStore) -> None:
     given = layers(3)
     manager = CacheManager(store)

@@ -104,3 +104,22 @@ def test_a_root_that_cannot_be_made_is_an_error_of_ours(tmp_path: Path) -> None:
     with pytest.raises(BlobteeError), Scratch(tmp_path / "scratch").directory():
         pass
     Scratch(tmp_path / "scratch").drop_stale()
+
+
+def test_what_cannot_be_removed_is_said_in_the_log_and_hides_no_other_error(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(path: str) -> None:
+        raise OSError(5, "Input/output error")
+
+    def work() -> None:
+        with Scratch(root).directory():
+            raise NotFound("the error that matters")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", fail)
+        with pytest.raises(NotFound, match="matters"):
+            work()
+    assert "left behind" in caplog.text
+    Scratch(root).drop_stale()
+    assert not root.exists()
