@@ -54,6 +54,7 @@ class Site:
         `CorruptData` for links in a circle, `TooLarge` for too deep directories.
         """
         if path != self._parent:
+            self._parent = None  # looking moves the site, also when nothing is found
             missing = self._find(path)
             if missing and not make:
                 return False

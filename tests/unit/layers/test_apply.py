@@ -321,6 +321,11 @@ def test_whiteouts_go_through_links_within_the_root_but_take_links_themselves(ro
     assert tree(root) == {"a": b"low", "d": "d", "d/b": b"low", "d/sub": "d", "l": "-> d"}
 
 
+def test_a_whiteout_in_a_directory_that_is_not_there_does_not_lead_what_follows_astray(root: Path) -> None:
+    put(root, directory("d/sub"), file("no/.wh.x", b""), file("d/sub/f"), file("no/.wh..wh..opq", b""), file("d/sub/g"))
+    assert tree(root) == {"d": "d", "d/sub": "d", "d/sub/f": b"data", "d/sub/g": b"data"}
+
+
 def test_a_directory_that_only_whiteouts_went_through_can_be_whited_out(root: Path) -> None:
     lower(root)
     put(root, file("d/sub/.wh.a", b""), file("d/.wh.sub", b""), file(".wh..wh.aufs", b""))
