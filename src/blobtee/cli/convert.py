@@ -35,7 +35,7 @@ def command(
     changes becomes an OCI image; diff ids stay, but for estargz and --epoch. Attestations of an image that changes are
     left out, because they vouch for the old digest. The same input gives the same digest.
 
-    Converted layers stay in the store, if there is one, until `blobtee gc`: the same command again finds them.
+    Converted layers stay in the store, if there is one, until they are collected: the same command again finds them.
 
     \b
     Examples:

@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from blobtee import transfer
+from blobtee.cache import RefConfig
 from blobtee.cli import machine
 from blobtee.cli.progress import nbytes
 from blobtee.cli.session import AddressType, PlatformType, Session, verb
+from blobtee.compression import Compression
 from blobtee.content import LocalStore, total_size
 from blobtee.errors import Internal, NotFound
 from blobtee.image import Image
@@ -54,7 +56,7 @@ class Step:
 @click.option("--platform", type=PlatformType(), help="Image of an index; default: this machine's.")
 @verb(remote=True)
 def command(session: Session, address: str | None, push_to: str | None, platform: Platform | None) -> int:
-    """Do the main job: open an image lazily, read a file, bring all layers, check them, push it on.
+    """Do the main job: open an image lazily, read a file, bring all layers, check and convert them, push it on.
 
     Without IMAGE it is an image of this machine's own files, more than 100 MB in three layers, on a registry in this
     process. With IMAGE it is that one; the push is skipped unless --push-to says where to. The store is a temporary
@@ -114,6 +116,8 @@ class _Job:
                 if not checked.good:
                     raise Internal(f"broken after a pull: {checked.problems[0].reason}")
                 steps.append(watch.step("verify", f"{checked.blobs} digests right", checked.nbytes))
+            with self._watched() as watch:
+                steps.append(self._convert(image, watch))
             if push_to is None:
                 steps.append(Step("push", 0, 0.0, "skipped: --push-to names where to push to"))
             else:
@@ -130,6 +134,16 @@ class _Job:
             while piece := file.read(_PIECE):
                 size += len(piece)
         return watch.step("read a file", f"{nbytes(size)} of /{found.lstrip('/')}")
+
+    def _convert(self, image: Image, watch: _Watch) -> Step:
+        """Every layer as zstd, beside the ones that there are."""
+        if image.ref is None:
+            return watch.step("convert", "skipped: the image has no layers")
+        wish = RefConfig(Compression("zstd", force=True))
+        descriptors = image.ref.get_remote(create_if_needed=True, config=wish).descriptors
+        before = total_size(image.manifest.layers)
+        text = f"{len(descriptors)} layers of {nbytes(before)} in {nbytes(total_size(descriptors))} of zstd"
+        return watch.step("convert", text, before)
 
     def _push(self, image: Image, push_to: str, watch: _Watch) -> Step:
         report = transfer.push(image, push_to, self._store, registry=self._registry, all_platforms=False)
@@ -159,7 +173,7 @@ class _Watch:
             embedded.reset()
 
     def __call__(self, event: Event) -> None:
-        if event.action != "verify":
+        if event.action not in ("verify", "convert"):
             with self._lock:
                 self._pieces[event.digest, event.action] = event.current
         if self._onward is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from blobtee import conversion, layers
+from blobtee import conversion, layers, tasks
 from blobtee.cache import CacheManager, Handler, MetadataStore, Ref, RefConfig, Remote
 from blobtee.cache import labels as cache_labels
 from blobtee.compression import Compression
@@ -57,7 +57,7 @@ def build(
     what `Ref.get_remote` raises. After a failure the name stands for what it stood for before.
     """
     check_epoch(epoch)
-    known_as = str(Reference.parse(name)) if name else ""
+    known_as = _full(name) if name else ""
     if known_as and not images.has_names(store):
         raise InvalidArgument("this store keeps no names of images")
     if base is not None:
@@ -87,6 +87,13 @@ def build(
             image.close()
             raise
     return image
+
+
+def _full(name: str) -> str:
+    reference = Reference.parse(name)
+    if reference.digest is not None:
+        raise InvalidArgument(f"{name}: the digest of an image that is yet to be made cannot be its name")
+    return str(reference)
 
 
 def _platform(platform: Platform | str | None) -> Platform:
@@ -192,10 +199,16 @@ def write_layer(
         size += memoryview(data).nbytes
         write(data)
 
-    with conversion.Packer(compression, out) as packer:
+    with tasks.meter("", "create") as progress, conversion.Packer(compression, out) as packer:
+
+        def into(data: Buffer) -> None:
+            tasks.check()
+            packer.write(data)
+            progress.advance(memoryview(data).nbytes)
+
         if overlay:
-            layers.write_overlay(directory, packer.write, epoch=epoch)
+            layers.write_overlay(directory, into, epoch=epoch)
         else:
-            layers.write_changes(lower, directory, packer.write, epoch=epoch)
+            layers.write_changes(lower, directory, into, epoch=epoch)
         annotations = packer.finish().annotations
     return Descriptor(compression.type.media_type, digest_of("sha256", hasher), size, annotations=annotations)

@@ -39,13 +39,16 @@ def pull(
     own, as `convert` makes them, and the name stands for its manifest alone.
 
     `NotFound`: no such image, or none for the platform. `UnsupportedMediaType`: not an image. `InvalidDocument`: a
-    document that breaks the rules. `InvalidArgument`: lazy, but not from a registry. After any failure the store is
+    document that breaks the rules. `InvalidArgument`: lazy, but not from a registry; a `compression`, and
+    a name with a digest. After any failure the store is
     sound: what came is kept and not fetched again by the next attempt, and the name is as it was.
     """
     address = parse(ref)
     wanted = Platform.parse(platform) if isinstance(platform, str) else platform
     if lazy and not isinstance(address, Reference):
         raise InvalidArgument(f"{ref}: only images in a registry can be pulled lazily")
+    if compression is not None and name is None and isinstance(address, Reference) and address.digest is not None:
+        raise InvalidArgument(f"{ref}: converted, it would have another digest than its name says; give it a name")
     with open_source(address, registry) as source:
         root = source.root()
         documents = _documents(store, source, root, wanted)

@@ -351,10 +351,12 @@ def test_bars_are_drawn_and_removed(server: MemoryRegistry, run: Run) -> None:
 def test_the_demo_does_the_main_job_and_mounts_everything(run: Run) -> None:
     value = json.loads(run("demo", "--json").out)
     steps = {step["name"]: step for step in value["steps"]}
-    assert list(steps) == ["lazy pull", "read a file", "unlazy", "verify", "push"]
+    assert list(steps) == ["lazy pull", "read a file", "unlazy", "verify", "convert", "push"]
     assert (steps["lazy pull"]["moved"], steps["push"]["moved"]) == (0, 0)
     assert steps["read a file"]["moved"] > 0
     assert steps["unlazy"]["moved"] == steps["unlazy"]["read"] > 0
+    assert steps["convert"]["moved"] == 0
+    assert "of zstd" in steps["convert"]["outcome"]
     assert "mounted" in steps["push"]["outcome"]
 
 

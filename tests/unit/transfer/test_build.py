@@ -134,6 +134,8 @@ def test_what_cannot_be_named_or_made_leaves_no_name(store: LocalStore, app: Pat
     with CacheManager(store).add_directory(app) as ref:
         with pytest.raises(InvalidReference):
             build(ref, store, "No Name")
+        with pytest.raises(InvalidArgument, match="yet to be made"):
+            build(ref, store, f"app@sha256:{'0' * 64}")
         with pytest.raises(InvalidArgument, match="epoch"):
             build(ref, store, "app", epoch=-1)
         with pytest.raises(InvalidArgument, match="environment"):

@@ -441,3 +441,28 @@ def test_pulling_a_layout_with_a_compression_converts_too(store: LocalStore, tmp
         assert all(TOC_DIGEST in desc.annotations for desc in pulled.manifest.layers)
         with pulled.open("f2") as file:
             assert file.read() == b"x" * 3000
+
+
+def test_a_name_with_a_digest_does_not_stand_for_other_bytes(
+    server: MemoryRegistry, client: Registry, store: LocalStore
+) -> None:
+    source = mixed()
+    source.push(server, "team/app", "1")
+    name = f"{server.host}/team/app@{source.descriptor.digest}"
+    with pytest.raises(InvalidArgument, match="give it a name"):
+        pull(name, store, compression=Compression("zstd"), registry=client)
+    with pull(name, store, name="mine", compression=Compression("zstd"), registry=client):
+        assert list(store.layout.names()) == ["mine"]
+
+
+@pytest.mark.parametrize("start", ["oci", "oci-archive", "docker-archive"])
+def test_images_on_this_machine_are_converted_in_place(tmp_path: Path, start: str) -> None:
+    mixed().write_layout(tmp_path / "layout", "v1")
+    path = f"{start}:{tmp_path}/place"
+    copy(f"oci:{tmp_path}/layout:v1", path)
+    kind = "uncompressed" if start == "docker-archive" else "zstd"
+    first = convert(path, path, kind, epoch=0)
+    second = convert(path, f"oci:{tmp_path}/out", kind)
+    assert second.descriptor.digest == first.descriptor.digest or start == "docker-archive"
+    with LocalStore(tmp_path / "store") as store, pull(path, store) as pulled, pulled.open("f0") as file:
+        assert file.read() == b"x" * 3000
