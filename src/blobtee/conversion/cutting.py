@@ -88,9 +88,11 @@ class Cutter:
         self._cut_data()
 
     def finish(self) -> None:
-        """All bytes and entries were given."""
+        """All bytes and entries were given. Nothing at all is a member of nothing: no bytes would be no gzip."""
         self._take_other(self._fed - self._cut)
-        if self._batch.data or self._batch.events:
+        if not self._fed:
+            self._begin_member(0)
+        if self._batch.starts or self._batch.events:
             self._send()
 
     def _cut_data(self) -> None:

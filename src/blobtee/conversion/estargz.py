@@ -23,6 +23,7 @@ from blobtee.tasks import Group, Ordered, check, usable_threads
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
+    from _typeshed import WriteableBuffer
 
 CHUNK_NBYTES = 4 << 20
 """The default of the stargz tools."""
@@ -268,6 +269,15 @@ class _Tapped(io.RawIOBase):
         self._feed = feed
         self._cutter = cutter
         self.nbytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        with memoryview(buffer) as view:
+            data = self.read(len(view))
+            view[: len(data)] = data
+            return len(data)
 
     def read(self, n: int = -1) -> bytes:
         data = self._feed.read(n if n >= 0 else _DRAIN)

@@ -7,6 +7,9 @@ import tarfile
 import pytest
 
 from blobtee.compression import is_estargz
+from blobtee.compression.estargz import footer as written_footer
+from blobtee.compression.estargz import payload_nbytes
+from blobtee.errors import CorruptData
 
 
 class Blob:
@@ -43,7 +46,13 @@ def test_footer_and_table_of_contents_make_an_estargz(legacy: bool) -> None:
     end = footer(len(layer), legacy=legacy)
     assert len(end) == (47 if legacy else 51)
     assert gzip.decompress(end) == b""
-    assert is_estargz(Blob(layer + member("stargz.index.json") + end))
+    blob = Blob(layer + member("stargz.index.json") + end)
+    assert is_estargz(blob)
+    assert payload_nbytes(blob) == len(layer)
+
+
+def test_the_footer_is_the_one_that_is_read() -> None:
+    assert written_footer(0x1234567) == footer(0x1234567)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +67,15 @@ def test_footer_and_table_of_contents_make_an_estargz(legacy: bool) -> None:
         member("file") + footer(0)[:-1],
         member("stargz.index.json") + footer(0).replace(b"STARGZ", b"STARGX"),
         member("stargz.index.json") + footer(0).replace(b"0000000000000000", b"zzzzzzzzzzzzzzzz"),
+        member("stargz.index.json") + footer(0).replace(b"0000000000000000", b"-000000000000000"),
+        member("stargz.index.json") + footer(0).replace(b"0000000000000000", b"0x00000000000000"),
+        member("stargz.index.json") + footer(0).replace(b"0000000000000000", b"ffffffffffffffff"),
+        member("stargz.index.json") + footer(0).replace(b"\x1a\x00SG", b"\x1b\x00SG"),
+        member("stargz.index.json") + footer(0, legacy=True).replace(b"\x16\x00", b"\x17\x00"),
     ],
-    ids=range(9),
+    ids=range(14),
 )
 def test_anything_less_is_not(blob: bytes) -> None:
     assert not is_estargz(Blob(blob))
+    with pytest.raises(CorruptData, match="not an eStargz"):
+        payload_nbytes(Blob(blob))
