@@ -1,6 +1,7 @@
 """One hostile blob through everything that a layer can go through; run with a folder, each file in it.
 
-`python -m tests.fuzz.hostile FOLDER` is how `scripts/sanitize` tries what libFuzzer has found.
+`python -m tests.fuzz.hostile FOLDER` is how `scripts/sanitize` tries what libFuzzer has found. Its targets take the
+first bytes of a case for themselves, so each is tried with them and without.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from blobtee.oci import Descriptor, Digest
 
 MAX_OUTPUT = 4 << 20
 """More than any seed unpacks to; a bomb ends here."""
+CONTROL_NBYTES = 4
 
 
 def try_everything(data: bytes, media_type: str, target: Type, folder: Path) -> None:
@@ -68,8 +70,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="blobtee-hostile-") as folder:
         for number, path in enumerate(files):
             data = path.read_bytes()
-            for source in (Type.GZIP, Type.UNCOMPRESSED):
-                try_everything(data, source.media_type, list(Type)[number % len(Type)], Path(folder))
+            for stream in (data, data[CONTROL_NBYTES:]):
+                kind = Type.GZIP if stream[:2] == b"\x1f\x8b" else Type.UNCOMPRESSED
+                try_everything(stream, kind.media_type, list(Type)[number % len(Type)], Path(folder))
     print(f"{len(files)} files through detect, decode, list, apply and convert")
 
 
