@@ -13,14 +13,17 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from blobtee.content.database import Database
-from blobtee.errors import NotFound
+from blobtee.content.labels import checked
+from blobtee.errors import AlreadyExists, InvalidArgument, NotFound
 from blobtee.tasks import shield
 
 TEMPORARY = "buildkit/lease.temporary"
 EXPIRY_SECONDS = 3600
 CONTENT = "content"
+_MAX_SECONDS = 1 << 32
 
 _STEPS = (
     """
@@ -52,6 +55,15 @@ class Lease:
 
 
 @dataclass(frozen=True)
+class Holding:
+    """A lease and the digests it holds; `counts` unless it has expired, or is temporary and its process is gone."""
+
+    lease: Lease
+    counts: bool
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _Held:
     lease: Lease
     owner: str
@@ -75,6 +87,41 @@ class Leases:
     def ensure(self, lease_id: str, *, flat: bool = False) -> None:
         """Make a lease that does not expire; one that is there already stays as it is."""
         self._insert(Lease(lease_id, time.time_ns(), None, flat), owner="")
+
+    def create(
+        self,
+        lease_id: str | None = None,
+        *,
+        labels: Mapping[str, str] | None = None,
+        expires_in: float | None = None,
+        flat: bool = False,
+    ) -> Lease:
+        """Make a lease for a purpose of one's own: what it holds stays until it is deleted, or has expired.
+
+        `expires_in` is seconds, None for never. `AlreadyExists` when the id is taken, `InvalidArgument`.
+        """
+        if lease_id == "" or (expires_in is not None and not 0 <= expires_in <= _MAX_SECONDS):
+            raise InvalidArgument(f"no lease with the id {lease_id!r:.80} for {expires_in!r:.40} seconds")
+        now = time.time_ns()
+        expires_at = None if expires_in is None else now + int(expires_in * 1_000_000_000)
+        lease = Lease(lease_id or secrets.token_hex(16), now, expires_at, flat, checked(labels))
+        with self._database.transaction():
+            if self._is_there(lease.id):
+                raise AlreadyExists(f"lease {lease.id[:80]!r} is there already")
+            self._insert(lease, owner="")
+        return lease
+
+    @contextmanager
+    def using(self, lease_id: str) -> Iterator[None]:
+        """Run the block under a lease that is there: it holds what is made in the block, and stays. `NotFound`."""
+        lease = next((each for each in self.all() if each.id == lease_id), None)
+        if lease is None:
+            raise NotFound(f"no lease {lease_id[:80]!r}")
+        token = _current.set(_Held(lease, ""))
+        try:
+            yield
+        finally:
+            _current.reset(token)
 
     def add(self, lease_id: str, resources: Iterable[str], *, kind: str = CONTENT) -> None:
         """Hold `resources` (digests, for content) by the lease; what it holds already is no error. `NotFound`."""
@@ -104,11 +151,12 @@ class Leases:
             connection.execute("DELETE FROM cache_lease_resources WHERE lease = ?", (lease_id,))
 
     def protect(self, resources: Iterable[str], *, kind: str = CONTENT) -> None:
-        """Hold `resources` by the lease of the context; without one, nothing happens."""
+        """Hold `resources` by the lease of the context; without one, nothing happens. `NotFound`: it was deleted."""
         held = _current.get()
         if held is not None:
             with self._database.transaction():
-                self._insert(held.lease, owner=held.owner)
+                if held.owner:
+                    self._insert(held.lease, owner=held.owner)
                 self.add(held.lease.id, resources, kind=kind)
 
     def adopt(self, lease_id: str) -> None:
@@ -135,7 +183,7 @@ class Leases:
             return
         now = time.time_ns()
         lease = Lease(secrets.token_hex(16), now, now + EXPIRY_SECONDS * 1_000_000_000, False, {TEMPORARY: "true"})
-        token = _current.set(_Held(lease, f"{os.getpid()}:{_PROCESS}"))
+        token = _current.set(_Held(lease, f"{os.getpid()}:{_PROCESS}:{_start(os.getpid())}"))
         try:
             yield lease.id
         finally:
@@ -145,13 +193,37 @@ class Leases:
                     self.delete(lease.id)
 
     def drop_stale(self) -> None:
-        """Drop temporary leases that nobody works under any more: expired, or left by a process that is gone."""
-        now = time.time_ns()
+        """Drop temporary leases that nobody works under any more: their process is gone. Work may take longer than
+        its lease was meant to, so one that has expired counts as long as its process lives."""
         with self._database.reading() as connection:
-            rows = connection.execute("SELECT id, expires_at, owner FROM cache_leases WHERE owner != ''").fetchall()
-        for lease_id, expires_at, owner in rows:
-            if expires_at <= now or not _lives(owner):
+            rows = connection.execute("SELECT id, owner FROM cache_leases WHERE owner != ''").fetchall()
+        for lease_id, owner in rows:
+            if not _lives(owner):
                 self.delete(lease_id)
+
+    def holdings(self) -> list[Holding]:
+        """Every lease with what it holds, as of one moment."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "SELECT id, created_at, expires_at, flat, labels, owner, type, resource FROM cache_leases "
+                "LEFT JOIN cache_lease_resources ON lease = id ORDER BY id, type, resource"
+            ).fetchall()
+        now = time.time_ns()
+        result = []
+        for lease_id, of_one in groupby(rows, key=lambda row: str(row[0])):
+            found = list(of_one)
+            _, created_at, expires_at, flat, labels, owner = found[0][:6]
+            lease = Lease(lease_id, created_at, expires_at, bool(flat), json.loads(labels))
+            counts = _lives(owner) if owner else expires_at is None or expires_at > now
+            held = tuple(row[7] for row in found if row[6] == CONTENT)
+            result.append(Holding(lease, counts, held))
+        return result
+
+    def leased(self) -> set[str]:
+        """The digests that any lease holds."""
+        with self._database.reading() as connection:
+            query = "SELECT DISTINCT resource FROM cache_lease_resources WHERE type = ?"
+            return {resource for (resource,) in connection.execute(query, (CONTENT,)).fetchall()}
 
     def _is_there(self, lease_id: str) -> bool:
         with self._database.reading() as connection:
@@ -172,7 +244,7 @@ def current_lease() -> str | None:
 
 
 def _lives(owner: str) -> bool:
-    pid, _, process = owner.partition(":")
+    pid, process, start = [*owner.split(":", 2), "", ""][:3]
     if process == _PROCESS:
         return True
     if not pid.isdigit() or int(pid) == os.getpid():
@@ -182,5 +254,15 @@ def _lives(owner: str) -> bool:
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
-        return True
-    return True
+        pass
+    return not start or start == _start(int(pid))
+
+
+def _start(pid: int) -> str:
+    """When the process began, in ticks since the machine did: its number may have been another's before. Field 22 of
+    proc_pid_stat(5), where the name of the program, in parentheses, may hold anything."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read(4096).rpartition(b")")[2].split()[19].decode()
+    except (OSError, IndexError, ValueError):
+        return ""

@@ -14,7 +14,9 @@ from typing import Protocol
 
 from blobtee.cache import labels, mounting
 from blobtee.cache.chain import load
+from blobtee.cache.collect import GRACE_SECONDS, Collected, collect
 from blobtee.cache.handlers import Handler, Handlers, Means, current_session
+from blobtee.cache.inuse import in_use
 from blobtee.cache.leases import Leases, variants_lease
 from blobtee.cache.records import Kind, Record, Records, new_id
 from blobtee.cache.ref import Ref
@@ -40,6 +42,15 @@ class MetadataStore(Store, Protocol):
 
     @property
     def metadata(self) -> Database: ...
+
+    def discard(self, digest: str) -> bool:
+        """Remove a blob without waiting for anybody, and so also inside a transaction of `metadata`. False when it is
+        not there, or somebody is changing it."""
+        ...
+
+    def is_locked(self, ref: str) -> bool:
+        """Whether the ingest is being written."""
+        ...
 
 
 class CacheManager:
@@ -68,15 +79,16 @@ class CacheManager:
         nor have a handler in `handlers`, nor a snapshot that they could be made from again. `DataLoss`: an ancestor's
         record is gone, or the records form a loop.
         """
-        records = load(self.records, ref_id)
-        missing = [
-            record.blob
-            for record in records.values()
-            if record.blob is not None and record.blob_only and not self._can_have(record.blob, handlers or {})
-        ]
-        if missing:
-            raise NeedsRemoteProvider(tuple(dict.fromkeys(str(digest) for digest in missing)))
-        return Ref(self, ref_id, records, dict(handlers or {}))
+        with self._retained(ref_id):  # from before the look, so that it is not collected in between
+            records = load(self.records, ref_id)
+            missing = [
+                record.blob
+                for record in records.values()
+                if record.blob is not None and record.blob_only and not self._can_have(record.blob, handlers or {})
+            ]
+            if missing:
+                raise NeedsRemoteProvider(tuple(dict.fromkeys(str(digest) for digest in missing)))
+            return Ref(self, ref_id, records, dict(handlers or {}))
 
     def get_by_blob(
         self,
@@ -198,12 +210,25 @@ class CacheManager:
                 self.records.remove(ref_id)
                 self.snapshots.remove_unused(snapshot_id)
 
+    def collect(self, *, dry_run: bool = False, grace: float = GRACE_SECONDS) -> Collected:
+        """Remove what nothing needs any more (`collecting`): refs, leases, blobs, partial blobs. See `Collected`.
+
+        What is younger than `grace` seconds stays, as does what other programs have just written. With `dry_run`
+        nothing is removed, and the answer is what would be. May run while others work on the store.
+
+        `InvalidArgument`: a grace that is no duration. `InvalidDocument`, `TooLarge`: the list of images cannot be
+        read; then, and when an image's document is damaged so that nobody knows what belongs to it
+        (`Collected.problems`), nothing is removed. After any other error or a crash the store is sound.
+        """
+        return collect(self, dry_run=dry_run, grace=grace)
+
     def in_use(self, ref_id: str) -> int:
         """How many refs of this manager are open on the record, their descendants' not counted."""
         with self._lock:
             return self._open[ref_id]
 
     def retain(self, ref_id: str) -> None:
+        in_use(self.store).retain(ref_id)
         with self._lock:
             self._open[ref_id] += 1
 
@@ -212,6 +237,7 @@ class CacheManager:
             self._open[ref_id] -= 1
             if self._open[ref_id] <= 0:
                 del self._open[ref_id]
+        in_use(self.store).release(ref_id)
 
     def has(self, digest: str) -> bool:
         """Whether the store has the blob, in a state to be read."""
@@ -296,10 +322,19 @@ class CacheManager:
         for parent in parents:
             ancestry |= parent.ancestry
             handlers |= parent.handlers
-        with self.store.metadata.transaction():
-            self.records.insert(record)
-            self.leases.ensure(record.id)
-        return Ref(self, record.id, {**ancestry, record.id: record}, handlers)
+        with self._retained(record.id):
+            with self.store.metadata.transaction():
+                self.records.insert(record)
+                self.leases.ensure(record.id)
+            return Ref(self, record.id, {**ancestry, record.id: record}, handlers)
+
+    @contextmanager
+    def _retained(self, ref_id: str) -> Iterator[None]:
+        self.retain(ref_id)
+        try:
+            yield
+        finally:
+            self.let_go(ref_id)
 
 
 def _said(record: Record) -> tuple[object, ...]:

@@ -24,6 +24,8 @@ VERBS = {
     "cat": "Print a manifest, a blob, or a file inside an image.",
     "ls": "List files inside an image.",
     "blobs": "List the blobs of the store.",
+    "rm": "Forget names of images.",
+    "gc": "Remove what no image and no lease needs any more.",
     "verify": "Check every blob of the store; fetch again what is broken.",
     "doctor": "Print what a bug report needs.",
     "demo": "Do the main job on an image of this machine's files, or on yours.",

@@ -167,6 +167,23 @@ class Blobs:
             sync_directory(self.path(digest).parent)
             self._restore(digest, None)
 
+    def discard(self, digest: Digest) -> bool:
+        """See `LocalStore.discard`. After a loss of power the file may be back, as a blob without labels."""
+        if self._locks is None:
+            raise PermissionDenied(f"the store in {self._root} is read-only")
+        if not self._locks.try_acquire(f"blob:{digest}"):
+            return False
+        try:
+            with os_errors(f"remove blob {digest}"), self._database.transaction() as connection:
+                try:
+                    os.unlink(self.path(digest))
+                except (FileNotFoundError, NotADirectoryError):
+                    return False
+                connection.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
+                return True
+        finally:
+            self._locks.release(f"blob:{digest}")
+
     def quarantine(self, digest: Digest) -> Info:
         """Take a bad blob out of the store; its row stays, marked, for the good one that takes its place."""
         with self._writing(digest):

@@ -17,7 +17,8 @@ from typing import Any
 from blobtee.content.files import os_errors, read_small, replace_file
 from blobtee.content.locks import Locks
 from blobtee.errors import InvalidArgument, InvalidDocument, NotFound, TooLarge, from_os_error
-from blobtee.oci import Descriptor, mediatypes
+from blobtee.oci import Descriptor, Digest, mediatypes
+from blobtee.oci.documents import to_raw
 
 LAYOUT_FILE = "oci-layout"
 INDEX_FILE = "index.json"
@@ -64,6 +65,16 @@ class Layout:
             if name and name not in found:
                 found[name] = Descriptor.from_json(entry)
         return found
+
+    def all(self) -> list[Descriptor]:
+        """What the file lists, named or not: everything of it belongs to the layout. Errors as for `names`."""
+        with os_errors(f"read {self._index}"):
+            return [Descriptor.from_json(entry) for entry in self._entries(self._read())]
+
+    def fingerprint(self) -> Digest:
+        """Changes whenever the file does."""
+        with os_errors(f"read {self._index}"):
+            return Digest.of(to_raw(self._read()))
 
     def get(self, name: str) -> Descriptor:
         """What `name` stands for; `NotFound`. Entries of other names do not matter, whatever they are."""

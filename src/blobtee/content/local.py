@@ -133,6 +133,13 @@ class LocalStore:
         self._check_open()
         self._blobs.delete(Digest(digest))
 
+    def discard(self, digest: str) -> bool:
+        """As `delete`, but never waits: it may be called inside a transaction of `metadata`, where waiting for a
+        writer, who waits for the transaction, would be for ever. False when the blob is not there, or in somebody's
+        hands."""
+        self._check_open()
+        return self._blobs.discard(Digest(digest))
+
     def quarantine(self, digest: str) -> Info:
         """Move a blob that is known to be bad to `<root>/broken/`; `NotFound`.
 
@@ -196,6 +203,17 @@ class LocalStore:
             open_now = {writer.status.ref: writer.status for writer in self._writers.values()}
         found = (open_now.get(status.ref, status) for status in self._ingests.statuses())
         return [status for status in found if matches(filters.ingest_fields(status.ref))]
+
+    def is_locked(self, ref: str) -> bool:
+        """Whether somebody is writing the ingest, here or in another process."""
+        self._check_open()
+        ingest = self._ingests.of(ref)
+        if self._locks is None:
+            return False
+        if not self._locks.try_acquire(ingest.lock):
+            return True
+        self._locks.release(ingest.lock)
+        return False
 
     def abort(self, ref: str) -> None:
         locks = self._writable()

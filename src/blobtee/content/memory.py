@@ -70,6 +70,20 @@ class MemoryStore:
             info, _ = self._find(digest)
             del self._blobs[info.digest]
 
+    def discard(self, digest: str) -> bool:
+        """As `delete`; False when the blob is not there."""
+        try:
+            self.delete(digest)
+        except NotFound:
+            return False
+        return True
+
+    def is_locked(self, ref: str) -> bool:
+        """Whether the ingest is being written."""
+        with self._lock:
+            ingest = self._ingests.get(ref)
+        return ingest is not None and ingest.locked
+
     def writer(self, ref: str, *, total: int = 0, expected: str | None = None) -> Writer:
         self._check_open()
         encode_ref(ref)

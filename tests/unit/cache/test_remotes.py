@@ -382,11 +382,12 @@ def test_leases_of_processes_that_are_gone_are_dropped_at_start(store: MemorySto
             insert = "INSERT INTO cache_leases VALUES (?, 0, ?, 0, ?, '{}')"
             far = 2**62
             connection.execute(insert, ("dead", far, "999999999:other"))
-            connection.execute(insert, ("expired", 1, "1:other"))
+            connection.execute(insert, ("another's number", far, "1:other:not when 1 began"))
+            connection.execute(insert, ("expired, at work", 1, "1:other"))
             connection.execute(insert, ("alive", far, "1:other"))
         leases.ensure("a ref's")
         CacheManager(store)
-        assert [lease.id for lease in leases.all()] == sorted([mine, "alive", "a ref's"])
+        assert [lease.id for lease in leases.all()] == sorted([mine, "alive", "a ref's", "expired, at work"])
 
 
 def test_nothing_stays_leased_after_a_remote_was_made_and_fetched(store: MemoryStore) -> None:
