@@ -137,20 +137,25 @@ class _Survey:
         return self._layout is not None and self._layout.fingerprint() != self.fingerprint
 
     def _kept(self, records: Mapping[str, Record], needed: set[Digest], created: Mapping[str, int]) -> set[str]:
-        """Ids of the records that stay: needed, open, or young; and their ancestors."""
+        """Ids of the records that stay: all layers are needed, or they are open or young; and their ancestors."""
         kept: set[str] = set()
+        whole: set[str] = set()
         opened = in_use(self._manager.store)
-        for record in records.values():
+        for record_id in reversed(_children_first(list(records.values()))):
             check()
+            record = records[record_id]
+            # All layers down to the base: images that end in the same layer have it on top of others.
+            if record.blob in needed and all(parent in whole for parent in record.parents if parent):
+                whole.add(record_id)
             # Of the lease, since the record's own time may be what the image says.
-            since = created.get(record.id, record.created_at)
-            if record.blob in needed or self._is_young(since) or opened.is_open(record.id):
-                stack = [record.id]
+            since = created.get(record_id, record.created_at)
+            if record_id in whole or self._is_young(since) or opened.is_open(record_id):
+                stack = [record_id]
                 while stack:
-                    record_id = stack.pop()
-                    if record_id in records and record_id not in kept:
-                        kept.add(record_id)
-                        stack += records[record_id].parents
+                    ancestor = stack.pop()
+                    if ancestor in records and ancestor not in kept:
+                        kept.add(ancestor)
+                        stack += records[ancestor].parents
         return kept
 
     def _ingests(self) -> dict[str, int]:

@@ -255,7 +255,8 @@ def _lives(owner: str) -> bool:
         return False
     except (PermissionError, OverflowError):
         pass
-    return not start or start == _start(int(pid))
+    now = _start(int(pid))
+    return not start or not now or start == now
 
 
 def _start(pid: int) -> str:

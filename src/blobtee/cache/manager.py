@@ -278,6 +278,8 @@ class CacheManager:
 
     def _inserted(self, record: Record, blob: Digest, parent: Ref | None, handlers: dict[str, Handler]) -> Ref:
         assert record.chain_id is not None
+        if not self._can_have(blob, handlers):  # it was collected since the first look; from here on it cannot be
+            raise NeedsRemoteProvider((str(blob),))
         for match in self.records.by_chain(record.chain_id):
             if match.snapshot_id:  # merges and diffs have the same contents, and no directory of their own
                 record = replace(record, snapshot_id=match.snapshot_id, blob_only=match.blob_only)

@@ -91,6 +91,14 @@ def test_named_images_stay_and_without_a_name_nothing_is_left(server: MemoryRegi
     assert not any(path.is_file() for path in (store.root / "blobs").rglob("*"))
 
 
+def test_images_that_end_in_the_same_layer_do_not_keep_each_other(server: MemoryRegistry, store: LocalStore) -> None:
+    pulled(server, store, "one", [{"one": b"1"}, {"both": b"2"}])
+    before = digests(store)
+    store.layout.remove(pulled(server, store, "other", [{"other": b"1"}, {"both": b"2"}]))
+    result = collect(store)
+    assert (len(result.blobs), len(result.records), digests(store)) == (3, 2, before)
+
+
 @pytest.mark.parametrize("name", ["v1", None])
 def test_what_another_program_wrote_stays_without_labels_named_or_not(store: LocalStore, name: str | None) -> None:
     write_skopeo(store, image(FILES), name=name)
