@@ -395,3 +395,19 @@ def test_the_age_of_a_ref_is_not_what_an_image_says(store: LocalStore) -> None:
 def test_a_grace_that_is_no_duration_is_refused(store: LocalStore, grace: float) -> None:
     with pytest.raises(InvalidArgument):
         collect(store, grace=grace)
+
+
+def test_records_that_are_each_others_ancestors_end_in_a_problem_and_lose_nothing(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    given = layers(2)
+    for layer in given:
+        add(store, layer)
+    manager = CacheManager(store)
+    ref = stack(manager, Source(*given), given)
+    base = ref.parents[0]
+    with store.metadata.transaction() as connection:
+        connection.execute("INSERT INTO cache_parents VALUES (?, 0, ?)", (base, ref.id))
+    ref.release()
+    result = collect(store)
+    assert (result.blobs, result.records, len(result.problems)) == ({}, (), 1)
