@@ -83,7 +83,7 @@ def collect(manager: CacheManager, *, dry_run: bool, grace: float) -> Collected:
     for _ in range(_LOOKS):
         survey = _Survey(manager, grace)
         if survey.marking.blind:
-            return done.collected(survey, "nothing was removed, since nobody knows what belongs to a damaged document")
+            return done.collected(survey, "nothing is removed while nobody knows what belongs to that")
         if dry_run:
             done.plan(survey)
             return done.collected(survey)

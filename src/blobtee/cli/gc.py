@@ -30,7 +30,8 @@ def command(session: Session, dry_run: bool, grace: float) -> int:
     a lease, in use, or young. Pulls and other work may go on meanwhile. Partial blobs go after a day, with --grace 0 at
     once. Prints each blob that goes, and its bytes.
 
-    When a document of an image is damaged and it cannot be told what belongs to it, nothing is removed: exit status 1.
+    Documents of images that are damaged or missing are told: exit status 1. Nothing is removed while it is not known
+    what belongs to one of them.
 
     \b
     Examples:

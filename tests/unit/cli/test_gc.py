@@ -68,7 +68,7 @@ def test_a_damaged_document_is_told_and_nothing_is_removed(server: MemoryRegistr
     result = run("gc", "--grace", "0")
     assert (result.status, result.out) == (1, b"")
     assert "sha256:000" in result.err
-    assert "nothing was removed" in result.err
+    assert "nothing is removed" in result.err
     assert len(run("blobs").text.splitlines()) == 4
 
 
