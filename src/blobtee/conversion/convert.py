@@ -64,7 +64,7 @@ def convert(
                     raise SizeMismatch(f"layer {desc.digest}", desc.size, reader.size)
                 source = _Checked(reader, desc, progress)
                 with Packer(compression, writer.write, threads=threads) as packer:
-                    packed = _pass(source, packer, desc, epoch, max_output)
+                    packed = _pass(source, packer, desc, epoch, max_output, threads)
             result = Descriptor(
                 compression.type.media_type, writer.digest, writer.status.offset, annotations=packed.annotations
             )
@@ -148,7 +148,14 @@ class _Part:
         pass
 
 
-def _pass(source: _Checked, packer: Packer, desc: Descriptor, epoch: int | None, max_output: int | None) -> Packed:
+def _pass(
+    source: _Checked,
+    packer: Packer,
+    desc: Descriptor,
+    epoch: int | None,
+    max_output: int | None,
+    threads: int | None,
+) -> Packed:
     """Everything from the source through the packer, checked at both ends."""
     try:
         reader = source.reader
@@ -159,7 +166,8 @@ def _pass(source: _Checked, packer: Packer, desc: Descriptor, epoch: int | None,
         expected = desc.annotations.get(UNCOMPRESSED)
         if expected and (end < reader.size or epoch is not None):
             whole = Sha256()
-        with _Hashed(decompress(_Part(source, end), desc.media_type, max_output=max_output), whole) as tar:
+        decoded = decompress(_Part(source, end), desc.media_type, max_output=max_output, threads=threads)
+        with _Hashed(decoded, whole) as tar:
             if epoch is not None:
                 times.clamp(tar, packer.write, epoch)
             else:
