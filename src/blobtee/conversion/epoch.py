@@ -50,8 +50,10 @@ class _Clamp:
                 check()
             number += 1
             block = self._source.read(_BLOCK)
-            if len(block) < _BLOCK or block == _ZERO_BLOCK:
+            if not block.strip(b"\0"):
                 break
+            if len(block) < _BLOCK:
+                raise CorruptData("the tar ends within a header")
             _verify(block)
             kind = block[156:157]
             stored = _number(block[124:136], "size")
