@@ -88,12 +88,14 @@ class _Clamp:
             (key, str(self._epoch).encode() if key in _TIME_KEYS and value and self._is_late(key, value) else value)
             for key, value in found
         ]
-        header = bytearray(block)
         if changed != found:
             body = b"".join(_record(key, value) for key, value in changed)
             raw = body + bytes(-len(body) % _BLOCK)
+            header = bytearray(block)
             header[124:136] = b"%011o\0" % len(body)
-        self._write(self._header(bytes(header)))
+            header[_CHECKSUM] = b"%06o\0 " % _sum(header)
+            block = bytes(header)
+        self._write(self._header(block))
         self._write(raw)
         sizes = [pax.number(value, key) for key, value in found if key == "size" and value]
         return sizes[-1] if sizes else None
@@ -104,11 +106,12 @@ class _Clamp:
     def _header(self, block: bytes) -> bytes:
         places = [_MTIME, *(_GNU_TIMES if block[257:265] == _GNU_MAGIC else ())]
         late = [place for place in places if _number(block[place], "time") > self._epoch]
+        if not late:
+            return block
         header = bytearray(block)
         for place in late:
             header[place] = _time(self._epoch)
-        if late or not _is_summed(block):
-            header[_CHECKSUM] = b"%06o\0 " % _sums(header)[0]
+        header[_CHECKSUM] = b"%06o\0 " % _sum(header)
         return bytes(header)
 
     def _sparse_map(self, block: bytes) -> None:
@@ -139,22 +142,15 @@ def _padded(nbytes: int) -> int:
     return -(-nbytes // _BLOCK) * _BLOCK
 
 
-def _sums(block: bytes | bytearray) -> tuple[int, int]:
-    """The checksum of unsigned bytes, and that of signed ones, which old writers made."""
-    blanked = bytes(block[:148]) + b" " * 8 + bytes(block[156:])
-    total = sum(blanked)
-    return total, total - 256 * sum(byte > 127 for byte in blanked)
-
-
-def _is_summed(block: bytes) -> bool:
-    try:
-        return _number(block[_CHECKSUM], "checksum") in _sums(block)
-    except CorruptData:
-        return False
+def _sum(block: bytes | bytearray) -> int:
+    """The checksum, with its own field taken for blanks."""
+    return sum(block) - sum(block[_CHECKSUM]) + 8 * ord(" ")
 
 
 def _verify(block: bytes) -> None:
-    if not _is_summed(block):
+    stated, total = _number(block[_CHECKSUM], "checksum"), _sum(block)
+    # Old writers added signed bytes.
+    if stated != total and stated != total - 256 * sum(byte > 127 for byte in block[:148] + block[156:]):
         raise CorruptData("a tar header with a wrong checksum")
 
 
