@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from zlib import adler32
 
 from blobtee.errors import CorruptData, TooLarge
 from blobtee.layers import pax
@@ -12,130 +13,209 @@ from blobtee.layers.tarstream import Source
 from blobtee.tasks import check
 
 _BLOCK = 512
-_PIECE = 1 << 20
+_PIECE = (1 << 20) + _BLOCK
+"""Room for the longest extended header with its records."""
 _CHECK_EVERY = 256
-_ZERO_BLOCK = bytes(_BLOCK)
-_TIME_KEYS = ("mtime", "atime", "ctime", "LIBARCHIVE.creationtime")
+_TIME_KEYS = frozenset({"mtime", "atime", "ctime", "LIBARCHIVE.creationtime"})
 _MTIME = slice(136, 148)
-_GNU_TIMES = (slice(345, 357), slice(357, 369))
 _GNU_MAGIC = b"ustar  \0"
+_GNU_TIMES = (slice(345, 357), slice(357, 369))
+_STAR_MAGIC = b"tar\0"
+_STAR_TIMES = (slice(476, 488), slice(488, 500))
 _CHECKSUM = slice(148, 156)
 _WITHOUT_DATA = tuple(b"%d" % kind for kind in range(1, 7))
 """Whatever their size field says (as `layers.reader` has it)."""
+_MAX_SIZE = 2**63 - 1
 
 
 def clamp(stream: io.RawIOBase, write: Callable[[bytes | memoryview], object], epoch: int) -> None:
     """Read a tar from `stream` and write it to `write`, with each time after `epoch` (seconds) set to it.
 
-    Times are those of headers, of GNU's additions to them, and of pax records; a record that gets shorter or longer may
-    move what follows by blocks. All else is kept, padding and what is behind the end included. Pieces have at most a
-    mebibyte and are valid during the call only. `CorruptData`: not a tar, or one that breaks off. `TooLarge`: an
-    extended header beyond `MAX_EXTENDED`. What `write` raises passes through.
+    Times are those of headers, of GNU's and star's additions to them, and of pax records; a record that gets shorter or
+    longer may move what follows by blocks. All else is kept: padding, what is behind the end, and what stands where a
+    time should be but is none. Pieces have about a mebibyte at most and are valid during the call only. `CorruptData`:
+    not a tar, or one that breaks off. `TooLarge`: an extended header beyond `MAX_EXTENDED`. What `write` raises passes
+    through.
     """
     _Clamp(stream, write, epoch).run()
 
 
 class _Clamp:
+    """The bytes `_start` to `_at` of the buffer are dealt with but not yet written, those up to `_end` come next."""
+
     def __init__(self, stream: io.RawIOBase, write: Callable[[bytes | memoryview], object], epoch: int) -> None:
         self._source = Source(stream)
         self._write = write
         self._epoch = epoch
-        self._buffer = memoryview(bytearray(_PIECE))
+        self._view = memoryview(bytearray(_PIECE))
+        self._start = self._at = self._end = 0
+        self._global_size = b""
+        self._records_size: bytes | None = None
+        """What the extended header in front of the next entry says of its size."""
 
     def run(self) -> None:
         number = 0
-        size: int | None = None  # what pax records say of the next entry
         while True:
             if number % _CHECK_EVERY == 0:
                 check()
             number += 1
-            block = self._source.read(_BLOCK)
+            have = self._need(_BLOCK)
+            block = bytes(self._view[self._at : self._at + have])
             if not block.strip(b"\0"):
                 break
-            if len(block) < _BLOCK:
+            if have < _BLOCK:
                 raise CorruptData("the tar ends within a header")
             _verify(block)
-            kind = block[156:157]
-            stored = _number(block[124:136], "size")
-            if kind in (b"x", b"g"):
-                said = self._extended(block, stored)
-                size = said if kind == b"x" and said is not None else size
-                continue
-            self._write(self._header(block))
-            if kind in (b"L", b"K"):
-                self._copy(_padded(stored))
-                continue
-            if kind == b"S" and block[257:265] == _GNU_MAGIC:
-                self._sparse_map(block)
-            if kind not in _WITHOUT_DATA:
-                self._copy(_padded(stored if size is None else size))
-            size = None
-        if block:
-            self._write(block)
-        while n := self._source.readinto(self._buffer):
+            self._entry(block)
+        while self._end > self._at:
             check()
-            self._write(self._buffer[:n])
+            self._at = self._end
+            self._refill()
 
-    def _extended(self, block: bytes, stored: int) -> int | None:
-        """Copy an extended header with its times clamped; the size that it says, if it does."""
+    def _entry(self, block: bytes) -> None:
+        """Pass by one header, and what belongs to it."""
+        kind = block[156:157]
+        stored = _size(block[124:136])
+        if kind in b"xgX":
+            self._extended(block, stored)
+            return
+        self._header(block)
+        self._at += _BLOCK
+        if kind in b"LKV":
+            # A long name, or the archive's label: the entry is still to come.
+            self._pass(stored)
+            return
+        if kind == b"S":
+            self._sparse_map(block)
+        if kind not in _WITHOUT_DATA:
+            said = self._global_size if self._records_size is None else self._records_size
+            size = pax.number(said, "size") if said else stored
+            if not 0 <= size <= _MAX_SIZE:
+                raise CorruptData(f"a tar entry of {size} bytes")
+            self._pass(size)
+        self._records_size = None
+
+    def _extended(self, block: bytes, stored: int) -> None:
+        """Pass by an extended header, with its times clamped."""
         if stored > MAX_EXTENDED:
             raise TooLarge(f"an extended header of {stored} bytes; the limit is {MAX_EXTENDED}")
-        raw = self._source.read(_padded(stored))
-        if len(raw) < stored:
+        if self._need(_BLOCK + _padded(stored)) < _BLOCK + stored:
             raise CorruptData("the tar ends within an extended header")
-        found = pax.records(raw[:stored])
-        changed = [
-            (key, str(self._epoch).encode() if key in _TIME_KEYS and value and self._is_late(key, value) else value)
-            for key, value in found
-        ]
-        if changed != found:
-            body = b"".join(_record(key, value) for key, value in changed)
-            raw = body + bytes(-len(body) % _BLOCK)
-            header = bytearray(block)
-            header[124:136] = b"%011o\0" % len(body)
-            header[_CHECKSUM] = b"%06o\0 " % _sum(header)
-            block = bytes(header)
-        self._write(self._header(block))
-        self._write(raw)
-        sizes = [pax.number(value, key) for key, value in found if key == "size" and value]
-        return sizes[-1] if sizes else None
+        raw = bytes(self._view[self._at + _BLOCK : self._at + _BLOCK + stored])
+        # Most have neither, but a long name.
+        found = pax.records(raw) if b"time=" in raw or b"size=" in raw else []
+        # The last one holds.
+        size = dict(found).get("size")
+        if block[156:157] != b"g":
+            self._records_size = size
+        elif size is not None:
+            self._global_size = size
+        epoch = b"%d" % self._epoch
+        changed = [(key, epoch if key in _TIME_KEYS and self._is_late(key, value) else value) for key, value in found]
+        if changed == found:
+            self._header(block)
+            self._at += _BLOCK
+            self._pass(stored)
+            return
+        body = b"".join(_record(key, value) for key, value in changed)
+        if len(body) > MAX_EXTENDED:
+            raise TooLarge(f"an extended header of {len(body)} bytes; the limit is {MAX_EXTENDED}")
+        self._flush()
+        header = bytearray(block)
+        header[124:136] = b"%011o\0" % len(body)
+        self._write(bytes(self._clamped(header, changed=True)) + body + bytes(-len(body) % _BLOCK))
+        self._at = self._start = min(self._at + _BLOCK + _padded(stored), self._end)
 
     def _is_late(self, key: str, value: bytes) -> bool:
-        return pax.nanoseconds(value, key) > self._epoch * 1_000_000_000
+        whole = value.partition(b".")[0]
+        if whole.isdigit() and len(whole) < 20 and int(whole) != self._epoch:
+            return int(whole) > self._epoch
+        try:
+            return pax.nanoseconds(value, key) > self._epoch * 1_000_000_000
+        except CorruptData:
+            return False
 
-    def _header(self, block: bytes) -> bytes:
-        places = [_MTIME, *(_GNU_TIMES if block[257:265] == _GNU_MAGIC else ())]
-        late = [place for place in places if _number(block[place], "time") > self._epoch]
-        if not late:
-            return block
-        header = bytearray(block)
-        for place in late:
-            header[place] = _time(self._epoch)
-        header[_CHECKSUM] = b"%06o\0 " % _sum(header)
-        return bytes(header)
+    def _header(self, block: bytes) -> None:
+        """Clamp the times of the header at the position."""
+        clamped = self._clamped(bytearray(block))
+        if clamped != block:
+            self._view[self._at : self._at + _BLOCK] = clamped
+
+    def _clamped(self, header: bytearray, *, changed: bool = False) -> bytearray:
+        """The header with its times clamped, and added up if anything about it `changed`."""
+        if _is_later(header[_MTIME], self._epoch):
+            header[_MTIME] = _time(self._epoch)
+            changed = True
+        magic = header[257:265]
+        others: tuple[slice, ...] = ()
+        if magic == _GNU_MAGIC:
+            others = _GNU_TIMES
+        elif magic[:6] == b"ustar\0" and header[508:512] == _STAR_MAGIC:
+            others = _STAR_TIMES
+        for place in others:
+            # Old writers of Go's have a part of the path there, which may begin with any byte of UTF-8.
+            if header[place.start] in b"\x8001234567 " and _is_later(header[place], self._epoch):
+                header[place] = _time(self._epoch)
+                changed = True
+        if changed:
+            header[_CHECKSUM] = b"%06o\0 " % _sum(header)
+        return header
 
     def _sparse_map(self, block: bytes) -> None:
         """Blocks of old GNU's sparse map go on between header and data."""
         more = block[482]
         while more:
             check()
-            extension = self._source.read(_BLOCK)
-            if len(extension) < _BLOCK:
+            if self._need(_BLOCK) < _BLOCK:
                 raise CorruptData("the tar ends within a sparse map")
-            self._write(extension)
-            more = extension[504]
+            more = self._view[self._at + 504]
+            self._at += _BLOCK
 
-    def _copy(self, nbytes: int) -> None:
-        left = nbytes
-        while left:
+    def _pass(self, nbytes: int) -> None:
+        """Go on behind `nbytes` bytes of data and their padding, which may be missing at the very end."""
+        left = _padded(nbytes)
+        padding = left - nbytes
+        while True:
+            here = min(left, self._end - self._at)
+            self._at += here
+            left -= here
+            if not left:
+                return
             check()
-            n = self._source.readinto(self._buffer[: min(left, _PIECE)])
+            self._refill()
+            if self._at == self._end:
+                if left > padding:
+                    raise CorruptData("the tar ends within a file")
+                return
+
+    def _need(self, nbytes: int) -> int:
+        """Have that many bytes at the position, fewer only at the end; how many there are."""
+        while self._end - self._at < nbytes:
+            before = self._end - self._at
+            self._refill()
+            if self._end - self._at == before:
+                return before
+        return nbytes
+
+    def _refill(self) -> None:
+        """Write what is dealt with, and read some more behind what is not; nothing at the end."""
+        self._flush()
+        rest = self._view[self._at : self._end]
+        if self._at:
+            self._view[: len(rest)] = bytes(rest)
+        self._start = self._at = 0
+        self._end = len(rest)
+        # Decoders give little at a time: small pieces would cost the packer more than they save here.
+        while self._end < _PIECE:
+            n = self._source.readinto(self._view[self._end :])
             if not n:
-                if left < _BLOCK:
-                    return  # only padding is missing, which readers forgive
-                raise CorruptData("the tar ends within a file")
-            self._write(self._buffer[:n])
-            left -= n
+                return
+            self._end += n
+
+    def _flush(self) -> None:
+        if self._at > self._start:
+            self._write(self._view[self._start : self._at])
+        self._start = self._at
 
 
 def _padded(nbytes: int) -> int:
@@ -144,34 +224,44 @@ def _padded(nbytes: int) -> int:
 
 def _sum(block: bytes | bytearray) -> int:
     """The checksum, with its own field taken for blanks."""
-    return sum(block) - sum(block[_CHECKSUM]) + 8 * ord(" ")
+    # The low half of Adler-32 is one more than the sum of the bytes, as long as that is below 65521.
+    total = (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2
+    return total - sum(block[_CHECKSUM]) + 8 * ord(" ")
 
 
 def _verify(block: bytes) -> None:
-    stated, total = _number(block[_CHECKSUM], "checksum"), _sum(block)
+    stated, total = _octal(block[_CHECKSUM]), _sum(block)
     # Old writers added signed bytes.
     if stated != total and stated != total - 256 * sum(byte > 127 for byte in block[:148] + block[156:]):
         raise CorruptData("a tar header with a wrong checksum")
 
 
-def _number(field: bytes, what: str) -> int:
-    """Octal, or GNU's base 256."""
-    if field[0] & 0x80:
-        value = int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
-        if field[0] & 0x40:
-            value -= 1 << (8 * len(field) - 1)
-        if what == "size" and not 0 <= value < 1 << 63:
-            raise CorruptData("a tar header whose size is out of range")
-        return value
-    digits = field.strip(b" \0").partition(b"\0")[0].strip()
-    if not digits:
-        return 0
+def _octal(field: bytes | bytearray) -> int | None:
+    """The number in an octal field, 0 when it is empty; None when it holds something else."""
+    digits = field.strip(b" \0").partition(b"\0")[0].rstrip(b" ")
     try:
-        value = int(digits, 8)
+        return int(digits, 8) if digits.isdigit() else None if digits else 0
     except ValueError:
-        raise CorruptData(f"a tar header whose {what} is no number: {field!r}") from None
-    if value < 0 and what == "size":
-        raise CorruptData("a tar header with a negative size")
+        return None
+
+
+def _number(field: bytes | bytearray) -> int | None:
+    """The number in an octal field, or in GNU's base 256; None when it is neither."""
+    if not field[0] & 0x80:
+        return _octal(field)
+    value = int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
+    return value - (1 << (8 * len(field) - 1)) if field[0] & 0x40 else value
+
+
+def _is_later(field: bytearray, epoch: int) -> bool:
+    value = _number(field)
+    return value is not None and value > epoch
+
+
+def _size(field: bytes) -> int:
+    value = _number(field)
+    if value is None or not 0 <= value <= _MAX_SIZE:
+        raise CorruptData(f"a tar header whose size is no number: {field!r}")
     return value
 
 

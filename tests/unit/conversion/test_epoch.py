@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from blobtee.conversion.epoch import clamp
 from blobtee.errors import BlobteeError, CorruptData, TooLarge
 from blobtee.layers import Entry, entries
-from tests.fuzz.test_tar import INTERESTING, SEEDS, fix_checksums
+from tests.fuzz.test_tar import INTERESTING, KINDS, RECORDS, SEEDS, fix_checksums, record
+from tests.unit.layers.test_reader import header
 
 EPOCH = 1_000_000_000
 LATE, EARLY = 1_700_000_000, 900_000_000
@@ -162,11 +163,119 @@ def test_damaged_tars_end_in_our_errors_or_read_as_before(
         tar[position % len(tar)] = value
     fix_checksums(tar)
     given_ = bytes(tar[:cut])
+    check_against_reader(given_, epoch)
+
+
+def check_against_reader(tar: bytes, epoch: int) -> None:
+    """What the reader of tars reads, it reads after clamping too; of all else nothing but our errors comes."""
     try:
-        before = expected(given_, epoch)
+        before = expected(tar, epoch)
     except BlobteeError:
         with contextlib.suppress(BlobteeError):
-            clamped(given_, epoch)
+            clamped(tar, epoch)
         return
-    with contextlib.suppress(BlobteeError):
-        assert listed(clamped(given_, epoch)) == before
+    after = clamped(tar, epoch)
+    assert listed(after) == before
+    assert clamped(after, epoch) == after
+
+
+def extended(kind: bytes, *bodies: bytes) -> bytes:
+    block = b"".join(map(record, bodies))
+    return header(b"extra", kind, len(block)) + block + bytes(-len(block) % 512)
+
+
+def file(size: int, stated: int | None = None) -> bytes:
+    """A file, whose header may say another size than it has."""
+    return header(b"file", b"0", size if stated is None else stated) + b"q" * size + bytes(-size % 512)
+
+
+@pytest.mark.parametrize(
+    "tar",
+    [
+        extended(b"X", b"mtime=9000") + file(5),
+        extended(b"X", b"size=1024") + file(1024, 0) + file(600),
+        extended(b"g", b"size=1024") + file(1024, 0) + file(1024, 0),
+        extended(b"g", b"size=1024") + extended(b"g", b"size=") + file(5),
+        extended(b"g", b"size=1024") + extended(b"x", b"size=") + file(5) + file(1024, 0),
+        extended(b"x", b"size=1024") + extended(b"x", b"path=z") + file(5) + file(600),
+        extended(b"x", b"size=1024", b"size=") + file(5) + file(600),
+        extended(b"x", b"size=1024") + extended(b"g", b"comment=a") + file(1024, 0) + file(600),
+        extended(b"x", b"size=1024") + header(b"label", b"V") + file(1024, 0) + file(600),
+        extended(b"x", b"mtime=3", b"atime=soon") + header(b"f", mtime=b"not a number"),
+        header(b"d/", b"5", 1024) + file(5),
+        header(b"d/", b"D", 5) + b"names".ljust(512, b"\0") + file(5),
+    ],
+)
+def test_sizes_are_found_where_the_reader_finds_them(tar: bytes) -> None:
+    assert len(expected(tar + bytes(1024), 5)) >= 1
+    check_against_reader(tar + bytes(1024), 5)
+
+
+def test_data_that_breaks_off_is_told_and_missing_padding_forgiven() -> None:
+    for size in (5, 508, 512, 600, 3 << 20):
+        tar = file(size)
+        assert clamped(tar[: 512 + size]) == tar[: 512 + size]
+        with pytest.raises(CorruptData, match="within a file"):
+            clamped(tar[: 512 + size - 1])
+
+
+def test_a_path_where_gnu_has_times_stays() -> None:
+    """Go before 1.8 wrote such: GNU's magic, and a prefix as ustar has it."""
+    for prefix in ("häuser/" * 9, "ünder/" * 9, "1/" * 30, "ordinary/path"):
+        tar = header(b"f", magic=b"ustar  \0", prefix=prefix.encode()) + bytes(1024)
+        assert clamped(tar, 5) == tar
+
+
+def test_times_of_stars_own() -> None:
+    block = bytearray(header(b"f", mtime=b"%011o\0" % LATE))
+    block[476:500] = b"%011o %011o " % (LATE, EARLY)
+    block[508:512] = b"tar\0"
+    fix_checksums(block)
+    result = clamped(bytes(block) + bytes(1024))
+    assert result[476:500] == b"%011o\0%011o " % (EPOCH, EARLY)
+    assert [entry.mtime_ns for entry, _ in listed(result)] == [EPOCH * 10**9]
+
+
+def test_the_longest_extended_header_has_room() -> None:
+    value = b"v" * ((1 << 20) - 600)
+    tar = extended(b"x", b"comment=" + value, b"mtime=1700000000.5") + file(5)
+    result = clamped(bytes(tar))
+    assert listed(result) == expected(tar)
+    assert value in result
+
+
+def test_pieces_are_large_however_small_the_entries_and_the_reads_are() -> None:
+    class Dribble(io.BytesIO):
+        def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+            return super().readinto(buffer[:1000])
+
+    tar = b"".join([file(5)] * 5000) + bytes(1024)
+    pieces: list[int] = []
+    clamp(Dribble(tar), lambda piece: pieces.append(len(piece)), 0)  # type: ignore[arg-type]
+    assert sum(pieces) == len(tar)
+    assert max(pieces) <= (1 << 20) + 512
+    assert len(pieces) <= len(tar) // (1 << 19)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    parts=st.lists(
+        st.tuples(
+            st.lists(st.sampled_from(RECORDS), max_size=3),
+            st.sampled_from([b"x", b"x", b"g", b"X"]),
+            KINDS | st.just(b"S"),
+            st.sampled_from([b"ustar\x0000", b"ustar  \0", bytes(8)]),
+        ),
+        max_size=4,
+    ),
+    cut=st.none() | st.integers(0, 8192),
+)
+def test_extended_headers_mean_what_they_mean_to_the_reader(
+    parts: list[tuple[list[bytes], bytes, bytes, bytes]], cut: int | None
+) -> None:
+    tar = b""
+    for bodies, extra, kind, magic in parts:
+        if bodies:
+            tar += extended(extra, *bodies)
+        tar += header(b"f", kind, 5, magic=magic, linkname=b"link") + b"hello".ljust(512, b"\0")
+    check_against_reader((tar + bytes(1024))[:cut], 1)
