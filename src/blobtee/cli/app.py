@@ -83,7 +83,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         report(error.format_message(), f"see `{hint}`" if hint else "")
         return USAGE if isinstance(error, click.UsageError) else FAILED
     except (Interrupted, click.Abort, KeyboardInterrupt):
-        report("interrupted", "the same command again goes on where this one stopped")
+        report("interrupted", "nothing is half done; what a pull brought is kept for the next one")
         return INTERRUPTED
     except OutputClosed:
         return _flushed(OUTPUT_CLOSED)

@@ -36,7 +36,7 @@ _HINTS: tuple[tuple[type[BlobteeError], str], ...] = (
     (Unauthenticated, "sign in with `docker login` or `podman login`, or use --username and --password-stdin"),
     (ConnectionFailed, "the same command again goes on where this one stopped"),
     (TooManyRequests, "wait a while, or sign in: registries grant more to those they know"),
-    (StorageFull, "what came is kept: the same command again goes on from there"),
+    (StorageFull, "`blobtee gc` removes what no image in a store needs"),
     (NeedsRemoteProvider, "pull the image again to say where its layers are"),
     (LazyUnavailable, "see `blobtee doctor` for proxies, mirrors and credentials"),
     (DigestMismatch, "nothing of it was kept; the source is damaged or lies"),
