@@ -15,7 +15,8 @@ from blobtee.content.digester import digest_of, digester
 from blobtee.conversion import epoch as times
 from blobtee.conversion.packer import Packed, Packer
 from blobtee.core import Sha256
-from blobtee.errors import AlreadyExists, DigestMismatch, RefLocked, SizeMismatch
+from blobtee.errors import AlreadyExists, BlobteeError, CorruptData, DigestMismatch, RefLocked, SizeMismatch
+from blobtee.layers import entries
 from blobtee.oci import Descriptor, Digest
 from blobtee.oci.annotations import UNCOMPRESSED
 from blobtee.tasks import check
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
 _PIECE = 1 << 20
+_NEVER = 1 << 95
+"""Seconds: no time in a tar is later."""
 _LOCK_WAIT = 0.05
 """Seconds between two looks at an ingest that another thread or process writes."""
 
@@ -52,8 +55,9 @@ def convert(
 
     `UnsupportedMediaType`, before anything is read. `NotFound`. `DigestMismatch`, `SizeMismatch`: the source is not
     what `desc` says, its diff id (if annotated) included. `CorruptData`: it does not decode, or is no tar where one is
-    needed (eStargz, epoch). `TooLarge`: more than `max_output` bytes unpacked. The rest is the store's (`StorageFull`)
-    or the provider's. After any failure, cancellation included, nothing is left in the store.
+    needed (eStargz, epoch), or has entries behind eStargz's table. `TooLarge`: more than `max_output` bytes unpacked.
+    The rest is the store's (`StorageFull`) or the provider's. After any failure, cancellation included, nothing is left
+    in the store.
     """
     from_media_type(desc.media_type)
     name = f"convert-{desc.digest}-{compression.type.value}-{compression.effective_level}-{epoch}"
@@ -73,9 +77,7 @@ def convert(
             with suppress(AlreadyExists):
                 writer.commit(result.size, result.digest, labels)
         except BaseException:
-            writer.close()
-            with tasks.shield():
-                store.abort(name)
+            _discard(store, writer, name)
             raise
     return result
 
@@ -92,9 +94,17 @@ def _writer(store: Store, name: str) -> Writer:
         try:
             writer.truncate(0)
         except BaseException:
-            writer.close()
+            _discard(store, writer, name)
             raise
         return writer
+
+
+def _discard(store: Store, writer: Writer, name: str) -> None:
+    """Remove an ingest after a failure, which matters more than one of this."""
+    writer.close()
+    # Somebody who waited for the ingest may have it by now, and overwrites it.
+    with tasks.shield(), suppress(BlobteeError):
+        store.abort(name)
 
 
 class _Progress(Protocol):
@@ -170,10 +180,17 @@ def _pass(
         with _Hashed(decoded, whole) as tar:
             if epoch is not None:
                 times.clamp(tar, packer.write, epoch)
+            elif end < reader.size:
+                # What the table's offset cuts off must be the table, not the end of a file.
+                times.clamp(tar, packer.write, _NEVER)
             else:
                 _drain(tar, packer.write)
         if end < reader.size:
-            with _Hashed(decompress(_Part(source, reader.size), max_output=max_output), whole) as table:
+            left = None if max_output is None else max(0, max_output - tar.nbytes)
+            with _Hashed(decompress(_Part(source, reader.size), max_output=left), whole) as table:
+                for number, entry in enumerate(entries(table)):
+                    if number:
+                        raise CorruptData(f"an eStargz layer with {entry.path[:100]!r} behind its table of contents")
                 _drain(table, None)
         source.check()
         packed = packer.finish()
@@ -209,12 +226,14 @@ class _Hashed(io.RawIOBase):
         super().__init__()
         self._raw = raw
         self._hasher = hasher
+        self.nbytes = 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Buffer) -> int:
         n = self._raw.readinto(buffer) or 0
+        self.nbytes += n
         if self._hasher is not None:
             with memoryview(buffer) as view, view[:n] as piece:
                 self._hasher.update(piece)

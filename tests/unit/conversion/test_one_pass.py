@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import subprocess
+import sys
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +16,7 @@ import zstandard
 
 from blobtee import errors, tasks
 from blobtee.compression import Compression, Type, decompress
+from blobtee.compression.estargz import TOC_NAME, footer, is_estargz
 from blobtee.content import LocalStore, MemoryStore
 from blobtee.content.api import ReaderAt, Store
 from blobtee.conversion import Packer, convert
@@ -144,6 +148,7 @@ def test_a_result_that_is_there_already_is_fine(store: Store) -> None:
     assert convert(store, desc, Compression("zstd"), provider=provider, before_commit=told.append) == first
     assert told == [first]
     assert [info.digest for info in store.walk()] == [first.digest]
+    assert store.statuses() == []
 
 
 def test_what_a_killed_process_left_is_overwritten(store: Store) -> None:
@@ -297,3 +302,238 @@ def test_who_is_told_before_the_commit_may_refuse(store: Store) -> None:
     with pytest.raises(errors.PermissionDenied):
         convert(store, desc, Compression("zstd"), provider=Source(Bytes(data)), before_commit=refuse)
     assert nothing_in(store)
+
+
+def test_who_comes_next_does_not_hide_why_it_failed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between closing and removing the ingest, another may take it."""
+    data, desc = packed(Type.GZIP)
+    abort = store.abort
+    others = []
+
+    def late(ref: str) -> None:
+        others.append(store.writer(ref))
+        abort(ref)
+
+    def refuse(made: Descriptor) -> None:
+        raise errors.PermissionDenied("not on this store")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "abort", late)
+        with pytest.raises(errors.PermissionDenied):
+            convert(store, desc, Compression("zstd"), provider=Source(Bytes(data)), before_commit=refuse)
+    (other,) = others
+    other.write(b"its own")
+    other.close()
+    store.abort(other.status.ref)
+    assert nothing_in(store)
+
+
+def test_waiting_for_somebody_else_can_be_cancelled(store: Store) -> None:
+    data, desc = packed(Type.GZIP)
+    switch = tasks.Cancellation()
+    reader = Bytes(data)
+    with store.writer(f"convert-{desc.digest}-zstd-3-None") as writer:
+        timer = threading.Timer(0.1, switch.cancel)
+        timer.start()
+        with tasks.scope(switch), pytest.raises(errors.Cancelled):
+            convert(store, desc, Compression("zstd"), provider=Source(reader))
+        timer.join()
+        assert writer.write(b"on") == 2
+    assert not reader.closed
+
+
+@pytest.mark.parametrize("target", TYPES, ids=lambda kind: f"to {kind.value}")
+def test_a_disk_that_fills_up_in_the_middle_leaves_nothing(
+    store: Store, target: Type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar = images.tar({f"{number}": Generated(3 << 20, seed=number).read() for number in range(4)})
+    data, desc = packed(Type.GZIP, tar)
+    with store.writer("what kind of writer it is") as writer:
+        kind = type(writer)
+    store.abort("what kind of writer it is")
+    write = kind.write
+
+    def full(self: object, piece: bytes) -> int:
+        if self.status.offset > 5 << 20:  # type: ignore[attr-defined]
+            raise errors.StorageFull("no space left")
+        return write(self, piece)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "write", full)
+        with pytest.raises(errors.StorageFull):
+            convert(store, desc, Compression(target), provider=Source(Bytes(data)))
+    assert nothing_in(store)
+
+
+@pytest.mark.parametrize("nbytes", [-1, 1])
+def test_a_source_of_another_size_or_with_another_end_is_told(store: Store, nbytes: int) -> None:
+    data, desc = packed(Type.GZIP)
+    reader = Bytes(data)
+    reader.size += nbytes
+    with pytest.raises(errors.SizeMismatch):
+        convert(store, desc, Compression("zstd"), provider=Source(reader))
+    early = Bytes(data[:-1])
+    early.size = len(data)
+    with pytest.raises((errors.SizeMismatch, errors.CorruptData)):
+        convert(store, desc, Compression("zstd"), provider=Source(early))
+    assert reader.closed
+    assert early.closed
+    assert nothing_in(store)
+
+
+# ---- eStargz that lies about where its table is
+
+
+def file(name: str, data: bytes) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    return member.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512)
+
+
+def star(content: bytes, table: bytes) -> tuple[bytes, Descriptor]:
+    first = gzip.compress(content, mtime=0)
+    data = first + gzip.compress(table, mtime=0) + footer(len(first))
+    assert is_estargz(Bytes(data))
+    return data, Descriptor(Type.ESTARGZ.media_type, Digest.of(data), len(data))
+
+
+@pytest.mark.parametrize("epoch", [None, 5])
+@pytest.mark.parametrize("target", TYPES, ids=lambda kind: f"to {kind.value}")
+def test_nothing_of_a_layer_is_lost_with_its_table(store: Store, target: Type, epoch: int | None) -> None:
+    table = file(TOC_NAME, b"{}")
+    half = file("b", table + b"x" * 5000)
+    for start, rest in (
+        (file("a", b"1"), table + file("b", b"2") + bytes(1024)),
+        (file("a", b"1") + half[:512], half[512:] + bytes(1024)),
+    ):
+        data, desc = star(start, rest)
+        with pytest.raises(errors.CorruptData):
+            convert(store, desc, Compression(target), provider=Source(Bytes(data)), epoch=epoch)
+        assert nothing_in(store)
+    data, desc = star(file("a", b"1"), table + bytes(1024))
+    result = convert(store, desc, Compression(target), provider=Source(Bytes(data)))
+    tar = decompress(io.BytesIO(content(store, result)), result.media_type).readall()
+    assert tar.startswith(file("a", b"1"))
+
+
+def test_the_limit_counts_layer_and_table_together(store: Store) -> None:
+    content_, table = file("a", b"1" * 3000), file(TOC_NAME, b" " * 3000) + bytes(1024)
+    data, desc = star(content_, table)
+    most = len(content_) + len(table)
+    with pytest.raises(errors.TooLarge):
+        convert(store, desc, Compression("zstd"), provider=Source(Bytes(data)), max_output=most - 1)
+    assert nothing_in(store)
+    convert(store, desc, Compression("zstd"), provider=Source(Bytes(data)), max_output=most)
+
+
+# ---- the packer
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.value)
+def test_a_packer_keeps_what_it_got_though_the_buffer_changes(kind: Type) -> None:
+    blob = io.BytesIO()
+    buffer = bytearray(10_000)
+    with Packer(Compression(kind), blob.write, threads=2) as packer:
+        for start in range(0, len(TAR), len(buffer)):
+            piece = TAR[start : start + len(buffer)]
+            buffer[: len(piece)] = piece
+            assert packer.write(memoryview(buffer)[: len(piece)]) == len(piece)
+            buffer[:] = bytes(len(buffer))
+        packer.finish()
+    assert blob.getvalue() == packed(kind)[0]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.value)
+def test_a_packer_raises_what_its_consumer_raises_and_ends(kind: Type, threads: int) -> None:
+    def refuse(piece: object) -> None:
+        raise errors.StorageFull("no space left")
+
+    def pack() -> None:
+        with Packer(Compression(kind), refuse, threads=threads) as packer:
+            packer.write(TAR)
+            packer.finish()
+
+    with pytest.raises(errors.StorageFull):
+        pack()
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.value)
+def test_a_packer_is_closed_once_and_for_all(kind: Type) -> None:
+    packer = Packer(Compression(kind), lambda piece: None)
+    packer.write(TAR)
+    packer.close()
+    packer.close()
+    with pytest.raises(errors.Closed):
+        packer.write(TAR)
+    with pytest.raises(errors.Closed):
+        packer.finish()
+
+
+# ---- memory
+
+_FLAT = """
+import hashlib, pathlib, random, re, sys, tarfile, zlib
+from blobtee.compression import Compression
+from blobtee.content import LocalStore
+from blobtee.content.api import ReaderAt
+from blobtee.conversion import convert
+from blobtee.oci import Descriptor, Digest
+
+COUNT = 1024
+
+def member(data):
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    return packer.compress(data) + packer.flush()
+
+head = tarfile.TarInfo("big")
+head.size = COUNT << 20
+random_half = random.Random(1).randbytes(1 << 19)
+PARTS = [member(head.tobuf()), member(random_half + bytes(1 << 19)), member(bytes(1024))]
+
+class Repeated(ReaderAt):
+    size = len(PARTS[0]) + COUNT * len(PARTS[1]) + len(PARTS[2])
+
+    def readinto_at(self, offset, buffer):
+        done = 0
+        while done < len(buffer) and offset < self.size:
+            inside = offset - len(PARTS[0])
+            if inside < 0:
+                piece = PARTS[0][offset:]
+            elif inside < COUNT * len(PARTS[1]):
+                piece = PARTS[1][inside % len(PARTS[1]) :]
+            else:
+                piece = PARTS[2][inside - COUNT * len(PARTS[1]) :]
+            n = min(len(piece), len(buffer) - done)
+            buffer[done : done + n] = piece[:n]
+            done, offset = done + n, offset + n
+        return done
+
+    def close(self):
+        pass
+
+class Provider:
+    def reader_at(self, desc):
+        return Repeated()
+
+hashed = hashlib.sha256(PARTS[0])
+for _ in range(COUNT):
+    hashed.update(PARTS[1])
+hashed.update(PARTS[2])
+desc = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", Digest("sha256:" + hashed.hexdigest()), Repeated.size)
+with LocalStore(sys.argv[1]) as store:
+    result = convert(store, desc, Compression(sys.argv[2]), provider=Provider(), epoch=5)
+    store.delete(result.digest)
+# Not ru_maxrss: that remembers the process before exec, which was a copy of the one that runs the tests.
+print(re.search("VmHWM: *(.*) kB", pathlib.Path("/proc/self/status").read_text().replace("\\t", " "))[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["zstd", "estargz"])
+def test_memory_stays_flat_in_the_size_of_the_layer(tmp_path: Path, target: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _FLAT, str(tmp_path), target], stdout=subprocess.PIPE, check=True, timeout=240
+    )
+    peak = int(done.stdout)
+    assert peak < 128 << 10, f"{peak >> 10} MiB"
