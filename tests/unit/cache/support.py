@@ -185,3 +185,18 @@ def at_once(*functions: Callable[[], T]) -> list[T | Exception]:
         thread.join(120)
         assert not thread.is_alive()
     return [outcomes[number] for number in range(len(functions))]
+
+
+def trees(tmp_path: Path, *contents: dict[str, str | None]) -> list[Path]:
+    return [write_tree(tmp_path / f"tree{number}", files) for number, files in enumerate(contents)]
+
+
+def registered(manager: CacheManager, *paths: Path) -> Ref:
+    """Whole trees on each other."""
+    ref: Ref | None = None
+    for path in paths:
+        below, ref = ref, manager.add_directory(path, ref)
+        if below is not None:
+            below.release()
+    assert ref is not None
+    return ref

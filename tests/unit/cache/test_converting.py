@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,17 +38,6 @@ from tests.unit.cache.support import (
 )
 
 FORCED = {kind: RefConfig(Compression(kind, force=True)) for kind in Type}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[LocalStore]:
-    with LocalStore(tmp_path / "store") as store:
-        yield store
-
-
-@pytest.fixture
-def manager(store: LocalStore) -> CacheManager:
-    return CacheManager(store)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,17 +13,6 @@ from blobtee.errors import CorruptData, LazyUnavailable, NeedsRemoteProvider, No
 from blobtee.oci import Compressed
 from blobtee.testing import images
 from tests.unit.cache.support import Source, add, described, layers, read_tree, stack, untouched, write_tree
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[LocalStore]:
-    with LocalStore(tmp_path / "store") as store:
-        yield store
-
-
-@pytest.fixture
-def manager(store: LocalStore) -> CacheManager:
-    return CacheManager(store)
 
 
 def test_a_whole_tree_is_its_own_directory(tmp_path: Path, manager: CacheManager) -> None:

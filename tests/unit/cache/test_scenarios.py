@@ -30,12 +30,6 @@ FORCED = {kind: RefConfig(Compression(kind, force=True)) for kind in Type}
 DEPTH, WIDTH = 3, 2
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[LocalStore]:
-    with LocalStore(tmp_path / "store") as store:
-        yield store
-
-
 def family(tmp_path: Path, manager: CacheManager, base: Ref) -> list[Ref]:
     """The leaves of three levels of two children each, overlays all, on `base`."""
     level = [base]
