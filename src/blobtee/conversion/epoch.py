@@ -120,11 +120,17 @@ class _Clamp:
         body = b"".join(_record(key, value) for key, value in changed)
         if len(body) > MAX_EXTENDED:
             raise TooLarge(f"an extended header of {len(body)} bytes; the limit is {MAX_EXTENDED}")
-        self._flush()
         header = bytearray(block)
         header[124:136] = b"%011o\0" % len(body)
-        self._write(bytes(self._clamped(header, changed=True)) + body + bytes(-len(body) % _BLOCK))
-        self._at = self._start = min(self._at + _BLOCK + _padded(stored), self._end)
+        made = bytes(self._clamped(header, changed=True)) + body + bytes(-len(body) % _BLOCK)
+        end = min(self._at + _BLOCK + _padded(stored), self._end)
+        if len(made) == end - self._at:
+            self._view[self._at : end] = made
+        else:
+            self._flush()
+            self._write(made)
+            self._start = end
+        self._at = end
 
     def _is_late(self, key: str, value: bytes) -> bool:
         whole = value.partition(b".")[0]

@@ -249,12 +249,14 @@ def test_pieces_are_large_however_small_the_entries_and_the_reads_are() -> None:
         def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
             return super().readinto(buffer[:1000])
 
-    tar = b"".join([file(5)] * 5000) + bytes(1024)
-    pieces: list[int] = []
-    clamp(Dribble(tar), lambda piece: pieces.append(len(piece)), 0)  # type: ignore[arg-type]
-    assert sum(pieces) == len(tar)
-    assert max(pieces) <= (1 << 20) + 512
-    assert len(pieces) <= len(tar) // (1 << 19)
+    late = extended(b"x", b"mtime=1700000000.25", b"path=file")
+    for entry in (file(5), late + file(5)):
+        tar = entry * 3000 + bytes(1024)
+        pieces: list[int] = []
+        clamp(Dribble(tar), lambda piece, pieces=pieces: pieces.append(len(piece)), EPOCH)  # type: ignore
+        assert sum(pieces) == len(tar)
+        assert max(pieces) <= (1 << 20) + 512
+        assert len(pieces) <= len(tar) // (1 << 19)
 
 
 @settings(max_examples=400, deadline=None)
