@@ -23,7 +23,7 @@ $(VENV)/pip: pyproject.toml
 
 # The extension is built by the editable install, so it follows the C sources.
 $(VENV)/app: $(VENV)/pip setup.py $(C_SOURCES)
-	$(BIN)/pip install --quiet --editable '.[cli]'
+	$(BIN)/pip install --quiet --editable '.[all]'
 	touch $@
 
 $(VENV)/test: $(VENV)/app

@@ -37,6 +37,12 @@ def test_only_the_transport_knows_httpx() -> None:
     assert users("httpx") == {"registry/transport.py"}
 
 
+@pytest.mark.parametrize("module", ["grpc", "google.protobuf"])
+def test_only_who_speaks_to_containerd_needs_its_extra(module: str) -> None:
+    """`pip install blobtee` brings neither, so no other room may ask for them."""
+    assert [user for user in users(module) if not user.startswith(("wire/", "plugin/", "content/proxy/"))] == []
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_a_room_that_outgrows_its_size_becomes_two(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 600
