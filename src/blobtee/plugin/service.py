@@ -1,0 +1,134 @@
+"""`containerd.services.content.v1.Content` over any store (`spec/content.md` section 2)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+from blobtee.content.api import Store
+from blobtee.content.proxy.messages import info_message, status_message
+from blobtee.errors import InvalidArgument, NotFound, OutOfRange
+from blobtee.oci import Descriptor, Digest
+from blobtee.plugin import calls
+from blobtee.plugin.observer import SILENT, Observer
+from blobtee.plugin.writing import write
+from blobtee.wire.content import MAX_DATA, SERVICE, messages
+from blobtee.wire.table import common
+
+LIST_PAGE = 100
+"""Infos in one message of an answer to `List`."""
+
+_LABELS = "labels."
+_EMPTY: bytes = common.Empty().SerializeToString()
+
+
+class ContentService(calls.Service):
+    """Serves `store`, which stays the caller's. Give it to `grpc.Server.add_generic_rpc_handlers`.
+
+    The server needs a thread for each open stream: containerd opens writers inside its database transaction, and waits
+    for ever when one of them is not answered.
+    """
+
+    def __init__(self, store: Store, observer: Observer = SILENT) -> None:
+        self._store = store
+        self._observer = observer
+        one = functools.partial(self._handler, calls.unary)
+        many = functools.partial(self._handler, calls.stream)
+        super().__init__(
+            SERVICE,
+            {
+                "Info": one("Info", messages.InfoRequest, self._info),
+                "Update": one("Update", messages.UpdateRequest, self._update),
+                "List": many("List", messages.ListContentRequest, self._list),
+                "Delete": one("Delete", messages.DeleteContentRequest, self._delete),
+                "Read": many("Read", messages.ReadContentRequest, self._read),
+                "Status": one("Status", messages.StatusRequest, self._status),
+                "ListStatuses": one("ListStatuses", messages.ListStatusesRequest, self._list_statuses),
+                "Write": calls.duplex("Write", observer, messages.WriteContentRequest, self._write),
+                "Abort": one("Abort", messages.AbortRequest, self._abort),
+            },
+        )
+
+    def _handler(self, form: Any, method: str, request: Any, work: Any) -> calls.Handler:
+        handler: calls.Handler = form(method, self._observer, request, work)
+        return handler
+
+    def _info(self, request: Any, _: Any) -> Any:
+        return messages.InfoResponse(info=info_message(self._store.info(Digest(request.digest))))
+
+    def _update(self, request: Any, _: Any) -> Any:
+        if not request.HasField("info"):
+            raise InvalidArgument("an update needs the info of a blob")
+        given = dict(request.info.labels)
+        changes: dict[str, str | None] = {}
+        paths = list(request.update_mask.paths)
+        replace = not paths
+        for path in paths:
+            if path == "labels":
+                replace = True
+            elif path.startswith(_LABELS) and path != _LABELS:
+                changes[path.removeprefix(_LABELS)] = given.get(path.removeprefix(_LABELS))
+            else:
+                raise InvalidArgument(f"cannot update {path[:200]!r} of a blob, only its labels")
+        info = self._store.update(Digest(request.info.digest), given if replace else changes, replace=replace)
+        return messages.UpdateResponse(info=info_message(info))
+
+    def _list(self, request: Any, _: Any) -> Iterator[Any]:
+        infos = self._store.walk(*request.filters)
+        while page := [info_message(info) for info in islice(infos, LIST_PAGE)]:
+            yield messages.ListContentResponse(info=page)
+
+    def _delete(self, request: Any, _: Any) -> bytes:
+        digest = Digest(request.digest)
+        with suppress(NotFound):  # what containerd wants is that it is not there
+            self._store.delete(digest)
+        return _EMPTY
+
+    def _read(self, request: Any, _: Any) -> Iterator[Any]:
+        digest = Digest(request.digest)
+        with self._store.reader_at(Descriptor("", digest, -1)) as reader:
+            begin = max(request.offset, 0)
+            if begin > reader.size:
+                raise OutOfRange(f"offset {begin} is past the end of blob {digest} of {reader.size} bytes")
+            end = min(begin + request.size, reader.size) if request.size > 0 else reader.size
+            for at in range(begin, end, MAX_DATA):
+                nbytes = min(MAX_DATA, end - at)
+                self._observer.sent(nbytes)
+                # grpcio takes bytes and nothing else, so that this is the one copy that cannot be spared.
+                yield _read_head(at - begin, nbytes) + reader.read_at(at, nbytes)
+
+    def _status(self, request: Any, _: Any) -> Any:
+        return messages.StatusResponse(status=status_message(self._store.status(request.ref)))
+
+    def _list_statuses(self, request: Any, _: Any) -> Any:
+        statuses = self._store.statuses(*request.filters)
+        return messages.ListStatusesResponse(statuses=[status_message(status) for status in statuses])
+
+    def _write(self, requests: Iterator[Any], _: Any) -> Iterator[Any]:
+        return write(self._store, requests, self._observer)
+
+    def _abort(self, request: Any, _: Any) -> bytes:
+        self._store.abort(request.ref)
+        return _EMPTY
+
+
+def _read_head(offset: int, nbytes: int) -> bytes:
+    """What comes before `nbytes` of data in a `ReadContentResponse`. By hand, since a message class would copy the data
+    twice more, which is what a read costs besides gRPC itself."""
+    head = bytearray()
+    if offset:
+        head.append(0x08)  # field 1, a number
+        _append_varint(head, offset)
+    head.append(0x12)  # field 2, bytes
+    _append_varint(head, nbytes)
+    return bytes(head)
+
+
+def _append_varint(to: bytearray, number: int) -> None:
+    while number > 0x7F:
+        to.append(number & 0x7F | 0x80)
+        number >>= 7
+    to.append(number)
