@@ -133,6 +133,20 @@ class Leases:
                 [(lease_id, kind, resource) for resource in resources],
             )
 
+    def drop(self, lease_id: str, resources: Iterable[str], *, kind: str = CONTENT) -> None:
+        """Hold `resources` by the lease no more; what it does not hold is no error."""
+        with self._database.transaction() as connection:
+            connection.executemany(
+                "DELETE FROM cache_lease_resources WHERE lease = ? AND type = ? AND resource = ?",
+                [(lease_id, kind, resource) for resource in resources],
+            )
+
+    def holders(self, resource: str, *, kind: str = CONTENT) -> list[str]:
+        """Ids of the leases that hold `resource`."""
+        with self._database.reading() as connection:
+            query = "SELECT lease FROM cache_lease_resources WHERE type = ? AND resource = ? ORDER BY lease"
+            return [lease for (lease,) in connection.execute(query, (kind, resource)).fetchall()]
+
     def resources(self, lease_id: str) -> list[tuple[str, str]]:
         """(type, resource) pairs that the lease holds, sorted; none when there is no such lease."""
         with self._database.reading() as connection:

@@ -1,0 +1,147 @@
+"""Which tenant holds which blob, and what it calls it.
+
+A tenant is a lease of the store (`cache.leases`), so that `blobtee gc` and every other program that collects knows of
+what it holds. Labels and times are its own: what one containerd writes on a blob is nothing to another.
+
+A blob that its last holder let go is an orphan until the sweep: nobody sees it, and whoever wants it holds it first.
+Holding is a transaction, and so is each batch of a sweep: so a sweep sees the hold, or the holder sees the blob gone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from blobtee.cache.leases import Leases
+from blobtee.content.database import Database
+from blobtee.content.labels import checked, merged
+from blobtee.errors import DataLoss, InvalidArgument, NotFound
+from blobtee.oci import Digest
+
+_STEPS = (
+    """
+    CREATE TABLE tenant_blobs (
+        tenant TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        updated_at INTEGER NOT NULL,
+        labels TEXT NOT NULL,
+        PRIMARY KEY (tenant, digest)
+    ) WITHOUT ROWID;
+    CREATE TABLE tenant_orphans (digest TEXT PRIMARY KEY) WITHOUT ROWID;
+    """,
+)
+_COLUMNS = "digest, created_at, updated_at, labels"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
+_LEASE = "tenant/"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One blob of a tenant. Times are nanoseconds since the epoch."""
+
+    digest: Digest
+    created_at: int
+    updated_at: int
+    labels: Mapping[str, str]
+
+
+class References:
+    """The references of all tenants of a store. Thread-safe, also across processes."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._leases = Leases(database)
+        database.migrate("plugin.references", _STEPS)
+
+    def begin(self, tenant: str) -> None:
+        """Make the tenant, if it is not there. `InvalidArgument`: no name for one."""
+        if not _NAME.match(tenant):
+            raise InvalidArgument(f"no name of a tenant: {tenant!r:.80} (letters, digits, - _ and dots, 63 at most)")
+        self._leases.ensure(_LEASE + tenant, flat=True)
+
+    def get(self, tenant: str, digest: str) -> Reference:
+        """`NotFound`: the tenant does not hold it."""
+        with self._database.reading() as connection:
+            query = f"SELECT {_COLUMNS} FROM tenant_blobs WHERE tenant = ? AND digest = ?"
+            row = connection.execute(query, (tenant, digest)).fetchone()
+        if row is None:
+            raise NotFound(f"tenant {tenant} has no blob {digest}")
+        return _reference(row)
+
+    def page(self, tenant: str, after: str, limit: int) -> list[Reference]:
+        """The first `limit` references of the tenant whose digests come after `after`, in their order."""
+        with self._database.reading() as connection:
+            query = f"SELECT {_COLUMNS} FROM tenant_blobs WHERE tenant = ? AND digest > ? ORDER BY digest LIMIT ?"
+            rows = connection.execute(query, (tenant, after, limit)).fetchall()
+        return [_reference(row) for row in rows]
+
+    def hold(self, tenant: str, digest: str, labels: Mapping[str, str] | None = None, *, orphans: bool = True) -> bool:
+        """Hold the blob for the tenant; whether it did not yet. A reference that is there keeps its labels.
+
+        With `orphans` off a blob that waits for the sweep is not held: `NotFound`.
+        """
+        now = time.time_ns()
+        with self._database.transaction() as connection:
+            if not orphans and self._is_orphan(connection, digest):
+                raise NotFound(f"blob {digest} was removed")
+            done = connection.execute(
+                f"INSERT OR IGNORE INTO tenant_blobs (tenant, {_COLUMNS}) VALUES (?, ?, ?, ?, ?)",
+                (tenant, digest, now, now, json.dumps(checked(labels))),
+            )
+            if not done.rowcount:
+                return False
+            self._leases.add(_LEASE + tenant, [digest])
+            connection.execute("DELETE FROM tenant_orphans WHERE digest = ?", (digest,))
+            return True
+
+    def let_go(self, tenant: str, digest: str, *, is_there: bool = True) -> None:
+        """Hold it no more; one that is there is an orphan then, unless another lease holds it. `NotFound`."""
+        with self._database.transaction() as connection:
+            done = connection.execute("DELETE FROM tenant_blobs WHERE tenant = ? AND digest = ?", (tenant, digest))
+            if not done.rowcount:
+                raise NotFound(f"tenant {tenant} has no blob {digest}")
+            self._leases.drop(_LEASE + tenant, [digest])
+            if is_there and not self._leases.holders(digest):
+                connection.execute("INSERT OR IGNORE INTO tenant_orphans VALUES (?)", (digest,))
+
+    def update(self, tenant: str, digest: str, labels: Mapping[str, str | None], *, replace: bool) -> Reference:
+        """As `Manager.update`, for what the tenant knows of the blob. `NotFound`."""
+        with self._database.transaction() as connection:
+            before = self.get(tenant, digest)
+            after = Reference(
+                before.digest,
+                before.created_at,
+                max(time.time_ns(), before.updated_at + 1),
+                merged({} if replace else before.labels, labels),
+            )
+            connection.execute(
+                "UPDATE tenant_blobs SET updated_at = ?, labels = ? WHERE tenant = ? AND digest = ?",
+                (after.updated_at, json.dumps(dict(after.labels)), tenant, digest),
+            )
+        return after
+
+    def orphans(self) -> list[str]:
+        with self._database.reading() as connection:
+            return [digest for (digest,) in connection.execute("SELECT digest FROM tenant_orphans").fetchall()]
+
+    def settle(self, digests: Iterable[str]) -> None:
+        """They are orphans no more: gone, or of use to somebody after all."""
+        with self._database.transaction() as connection:
+            connection.executemany("DELETE FROM tenant_orphans WHERE digest = ?", [(digest,) for digest in digests])
+
+    @staticmethod
+    def _is_orphan(connection: sqlite3.Connection, digest: str) -> bool:
+        return connection.execute("SELECT 1 FROM tenant_orphans WHERE digest = ?", (digest,)).fetchone() is not None
+
+
+def _reference(row: tuple[str, int, int, str]) -> Reference:
+    try:
+        labels = json.loads(row[3])
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataLoss(f"what a tenant knows of blob {row[0]} cannot be read: {error}") from None
+    return Reference(Digest(row[0]), row[1], row[2], labels)

@@ -1,0 +1,129 @@
+"""Removing the bytes of blobs that no tenant, lease or image needs any more, a moment after the last one let go."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Collection
+from itertools import islice
+
+from blobtee.cache.leases import Leases
+from blobtee.cache.marking import Marking
+from blobtee.content import LocalStore
+from blobtee.errors import BlobteeError, Closed, NotFound
+from blobtee.plugin.references import References
+
+_logger = logging.getLogger(__name__)
+
+QUIET_SECONDS = 0.5
+"""How long no tenant may have deleted before a sweep begins: containerd deletes by the hundred."""
+
+PATIENCE_SECONDS = 10.0
+"""After this long it begins all the same."""
+
+RETRY_SECONDS = 60.0
+_BATCH = 200
+
+
+class Sweeper:
+    """Sweeps in a thread of its own, from `start` to `stop`, and first of all what an earlier life left."""
+
+    def __init__(self, store: LocalStore, references: References) -> None:
+        self._store = store
+        self._references = references
+        self._leases = Leases(store.metadata)
+        self._wanted = threading.Event()
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="blobtee-sweep", daemon=True)
+
+    def start(self) -> None:
+        self._wanted.set()
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Something has been let go of."""
+        self._wanted.set()
+
+    def stop(self) -> None:
+        """End after the batch under way. What is left is for the next start."""
+        self._ending.set()
+        self._wanted.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def sweep(self) -> int:
+        """Remove the orphans that nobody needs; how many blobs went.
+
+        Nothing goes while a document of an image is damaged, so that nobody knows what belongs to it.
+        """
+        orphans = self._references.orphans()
+        if not orphans:
+            return 0
+        fingerprint = self._store.layout.fingerprint()
+        marking = Marking(self._store)
+        needed = marking.images(self._store.layout.all()) | marking.linked(marking.labelled_roots())
+        if marking.blind:
+            _logger.warning("nothing is removed: %s", "; ".join(marking.problems))
+            return 0
+        removed = 0
+        rest = iter(orphans)
+        while batch := list(islice(rest, _BATCH)):
+            if self._ending.is_set():
+                break
+            with self._store.metadata.transaction():
+                if self._store.layout.fingerprint() != fingerprint:
+                    self._wanted.set()  # an image has come: look again
+                    break
+                removed += self._remove(batch, needed)
+        return removed
+
+    def _remove(self, batch: list[str], needed: Collection[str]) -> int:
+        """Inside a transaction: whoever holds one of them has done so before, or sees it gone."""
+        still = set(self._references.orphans())
+        removed, settled = 0, []
+        for digest in batch:
+            if digest not in still:
+                continue
+            if digest in needed or self._leases.holders(digest):
+                settled.append(digest)
+            elif self._store.discard(digest):
+                removed += 1
+                settled.append(digest)
+            elif not self._is_there(digest):
+                settled.append(digest)
+        self._references.settle(settled)
+        return removed
+
+    def _is_there(self, digest: str) -> bool:
+        try:
+            self._store.info(digest)
+        except NotFound:
+            return False
+        except BlobteeError:
+            pass  # damaged is there
+        return True
+
+    def _run(self) -> None:
+        while not self._ending.is_set():
+            self._wanted.wait()
+            self._settle_down()
+            if self._ending.is_set():
+                return
+            try:
+                removed = self.sweep()
+                if removed:
+                    _logger.info("removed %d blobs that nobody holds", removed)
+            except Closed:
+                return
+            except BlobteeError as error:
+                _logger.warning("cannot remove what nobody holds, next try in %d s: %s", RETRY_SECONDS, error)
+                self._ending.wait(RETRY_SECONDS)
+                self._wanted.set()
+
+    def _settle_down(self) -> None:
+        """Wait until nothing more is let go of."""
+        waited = 0.0
+        while self._wanted.is_set() and waited < PATIENCE_SECONDS and not self._ending.is_set():
+            self._wanted.clear()
+            self._ending.wait(QUIET_SECONDS)
+            waited += QUIET_SECONDS

@@ -1,0 +1,228 @@
+"""One store for several containerds: each has a view with its own references (`spec/content.md` section 1).
+
+containerd's garbage collection deletes every blob of its content store that this containerd does not know. So a tenant
+sees what it holds and nothing else in a list, and deleting takes its reference and nothing else; the bytes go when
+nobody needs them (`plugin.sweeping`). What it asks for by digest, it gets when the store has it for anybody: the blob
+is the tenant's own from then on, and nothing was moved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from blobtee.content import LocalStore, filters
+from blobtee.content.api import Info, ReaderAt, Status, Writer
+from blobtee.content.ingests import encode_ref
+from blobtee.content.labels import checked
+from blobtee.errors import AlreadyExists, BlobteeError, DataLoss, NotFound
+from blobtee.oci import Descriptor, Digest
+from blobtee.plugin.references import Reference, References
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
+_PAGE = 500
+
+
+class Tenant:
+    """A `Store`: the view of one tenant. Thread-safe. `on_delete` is called after each reference that goes.
+
+    Ingests are kept apart by a prefix on their refs, which the tenant never sees.
+    """
+
+    def __init__(
+        self, name: str, store: LocalStore, references: References, on_delete: Callable[[], None] = lambda: None
+    ) -> None:
+        """Make the tenant, if the store does not know it yet. `InvalidArgument`: no name for one."""
+        references.begin(name)
+        self.name = name
+        self._store = store
+        self._references = references
+        self._on_delete = on_delete
+        self._prefix = f"tenant/{name}/"
+
+    # ---- Provider, Manager --------------------------------------------------------------------------------------
+
+    def reader_at(self, desc: Descriptor) -> ReaderAt:
+        self._find(Digest(desc.digest))
+        return self._store.reader_at(desc)
+
+    def info(self, digest: str) -> Info:
+        return self._info(self._find(Digest(digest)))
+
+    def update(self, digest: str, labels: Mapping[str, str | None], *, replace: bool = False) -> Info:
+        found = self._find(Digest(digest))
+        self._info(found)
+        return self._info(self._references.update(self.name, found.digest, labels, replace=replace))
+
+    def walk(self, *filters_: str) -> Iterator[Info]:
+        """See `Manager`; in the order of digests."""
+        matches = filters.parse(filters_)
+        return self._walk(matches)
+
+    def delete(self, digest: str) -> None:
+        """Let go of the blob; `NotFound` when the tenant does not hold it."""
+        self._references.let_go(self.name, Digest(digest))
+        self._on_delete()
+
+    # ---- Ingester, IngestManager ----------------------------------------------------------------------------------
+
+    def writer(self, ref: str, *, total: int = 0, expected: str | None = None) -> Writer:
+        encode_ref(ref)  # with the prefix, what is no ref would be one
+        try:
+            return TenantWriter(self, self._store.writer(self._prefix + ref, total=total, expected=expected))
+        except AlreadyExists:
+            # Somebody else's, or still there: the tenant holds it from here on. When the sweep was quicker, the second
+            # opening finds it gone.
+            with self.holding(Digest(expected or "")):
+                return TenantWriter(self, self._store.writer(self._prefix + ref, total=total, expected=expected))
+
+    def status(self, ref: str) -> Status:
+        if not ref:
+            raise NotFound("no ingest without a ref")
+        try:
+            return self.seen(self._store.status(self._prefix + ref))
+        except NotFound:
+            raise NotFound(f"no ingest {ref[:200]!r}") from None
+
+    def statuses(self, *filters_: str) -> list[Status]:
+        matches = filters.parse(filters_)
+        own = (self.seen(status) for status in self._store.statuses() if status.ref.startswith(self._prefix))
+        return [status for status in own if matches(filters.ingest_fields(status.ref))]
+
+    def abort(self, ref: str) -> None:
+        if ref:
+            self._store.abort(self._prefix + ref)
+
+    # ---- life -------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Nothing: the store is its owner's to close."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- for the writer ---------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def holding(self, digest: Digest, labels: Mapping[str, str] | None = None) -> Iterator[bool]:
+        """A block that brings the blob: the tenant holds it from before it is there, and no longer if it did not come.
+
+        The value is whether the store had it for others alone, or for nobody any more.
+        """
+        with self._store.metadata.transaction():
+            made = self._references.hold(self.name, digest, labels)
+            was_there = self._is_there(digest)
+        try:
+            yield made and was_there
+        except AlreadyExists:
+            raise
+        except BaseException:
+            if made:
+                self._let_go_of_nothing(digest)
+            raise
+
+    def held(self, digest: Digest, labels: Mapping[str, str] | None) -> Info:
+        """The blob that has just been committed, with `labels`."""
+        # Another writer of the same blob may have made the reference, with its labels, and even taken it back.
+        self._references.hold(self.name, digest, labels)
+        found = self._references.get(self.name, digest)
+        if found.labels != checked(labels):
+            found = self._references.update(self.name, digest, dict(labels or {}), replace=True)
+        return self._info(found)
+
+    def seen(self, status: Status) -> Status:
+        """The status of an ingest of the store as the tenant knows it."""
+        return dataclasses.replace(status, ref=status.ref.removeprefix(self._prefix))
+
+    def _find(self, digest: Digest) -> Reference:
+        """The tenant's reference, made when the store has the blob for somebody else; `NotFound`."""
+        try:
+            return self._references.get(self.name, digest)
+        except NotFound:
+            self._store.info(digest)
+        # Hold first, look afterwards: what is there then, no sweep takes away.
+        made = self._references.hold(self.name, digest, orphans=False)
+        try:
+            self._store.info(digest)
+        except BlobteeError:
+            if made:
+                self._let_go_of_nothing(digest)
+            raise
+        return self._references.get(self.name, digest)
+
+    def _is_there(self, digest: Digest) -> bool:
+        try:
+            self._store.info(digest)
+        except DataLoss:
+            return True
+        except NotFound:
+            return False
+        return True
+
+    def _let_go_of_nothing(self, digest: Digest) -> None:
+        """Take a reference back whose blob has not come; if it has, by somebody else's hand, that one counts on it."""
+        with self._store.metadata.transaction(), suppress(NotFound):
+            if not self._is_there(digest):
+                self._references.let_go(self.name, digest, is_there=False)
+
+    def _info(self, reference: Reference) -> Info:
+        kept = self._store.info(reference.digest)
+        return Info(reference.digest, kept.size, reference.created_at, reference.updated_at, reference.labels)
+
+    def _walk(self, matches: filters.Filter) -> Iterator[Info]:
+        after = ""
+        while page := self._references.page(self.name, after, _PAGE):
+            after = page[-1].digest
+            for reference in page:
+                if not matches(filters.blob_fields(reference.digest, reference.labels)):
+                    continue
+                # A reference alone is that of a commit which a crash cut off, or a blob that was damaged.
+                with suppress(NotFound, DataLoss):
+                    yield self._info(reference)
+
+
+class TenantWriter(Writer):
+    """A writer of the store, for a tenant."""
+
+    def __init__(self, tenant: Tenant, writer: Writer) -> None:
+        self._tenant = tenant
+        self._writer = writer
+
+    @property
+    def status(self) -> Status:
+        return self._tenant.seen(self._writer.status)
+
+    @property
+    def digest(self) -> Digest:
+        return self._writer.digest
+
+    def write(self, data: Buffer) -> int:
+        return self._writer.write(data)
+
+    def truncate(self, size: int) -> None:
+        self._writer.truncate(size)
+
+    def commit(self, size: int = 0, expected: str | None = None, labels: Mapping[str, str] | None = None) -> Info:
+        """See `Writer.commit`. Labels are the tenant's own. What was the store's but not the tenant's is no
+        `AlreadyExists`: the tenant holds it from here on."""
+        digest = Digest(expected) if expected else self._writer.status.expected or self._writer.digest
+        with self._tenant.holding(digest, labels) as was_others:
+            try:
+                self._writer.commit(size, expected)
+            except AlreadyExists:
+                if not was_others:
+                    raise
+        return self._tenant.held(digest, labels)
+
+    def close(self) -> None:
+        self._writer.close()

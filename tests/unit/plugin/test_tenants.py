@@ -1,0 +1,250 @@
+"""What tenants see of each other, and what stays on disk for whom."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from blobtee.cache import CacheManager
+from blobtee.content import LocalStore
+from blobtee.errors import AlreadyExists, DigestMismatch, InvalidArgument, NotFound
+from blobtee.oci import Descriptor, Digest
+from blobtee.plugin.references import References
+from blobtee.plugin.sweeping import Sweeper
+from blobtee.plugin.tenants import Tenant
+
+DATA = b"a blob of somebody"
+DIGEST = Digest.of(DATA)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[LocalStore]:
+    with LocalStore(tmp_path / "store") as store:
+        yield store
+
+
+@pytest.fixture
+def references(store: LocalStore) -> References:
+    return References(store.metadata)
+
+
+@pytest.fixture
+def one(store: LocalStore, references: References) -> Tenant:
+    return Tenant("one", store, references)
+
+
+@pytest.fixture
+def two(store: LocalStore, references: References) -> Tenant:
+    return Tenant("two", store, references)
+
+
+@pytest.fixture
+def sweeper(store: LocalStore, references: References) -> Sweeper:
+    return Sweeper(store, references)
+
+
+def put(store: Tenant | LocalStore, data: bytes = DATA, **labels: str) -> Digest:
+    with store.writer("ref of " + Digest.of(data)) as writer:
+        writer.write(data)
+        return writer.commit(len(data), Digest.of(data), labels).digest
+
+
+def digests(tenant: Tenant) -> list[str]:
+    return [info.digest for info in tenant.walk()]
+
+
+def on_disk(store: LocalStore) -> list[str]:
+    return [info.digest for info in store.walk()]
+
+
+@pytest.mark.parametrize("name", ["", "a/b", ".", "-x", "x" * 64, "ü"])
+def test_names_of_tenants(name: str, store: LocalStore, references: References) -> None:
+    with pytest.raises(InvalidArgument):
+        Tenant(name, store, references)
+
+
+def test_a_tenant_lists_its_own_alone(one: Tenant, two: Tenant) -> None:
+    put(one)
+    other = put(two, b"other")
+    assert digests(one) == [DIGEST]
+    assert digests(two) == [other]
+
+
+def test_what_others_hold_is_there_for_who_asks_and_moves_nothing(one: Tenant, two: Tenant) -> None:
+    put(one, label="of one")
+    assert two.info(DIGEST).size == len(DATA)
+    assert two.info(DIGEST).labels == {}
+    assert digests(two) == [DIGEST]
+    with pytest.raises(AlreadyExists):
+        two.writer("ref", expected=DIGEST)
+
+
+def test_a_reader_of_what_others_hold_holds_it_too(one: Tenant, two: Tenant) -> None:
+    put(one)
+    with two.reader_at(Descriptor("", DIGEST, -1)) as reader:
+        assert reader.read_at(0, 100) == DATA
+    assert digests(two) == [DIGEST]
+
+
+def test_what_one_removes_the_other_keeps(store: LocalStore, one: Tenant, two: Tenant, sweeper: Sweeper) -> None:
+    put(one)
+    two.info(DIGEST)
+    one.delete(DIGEST)
+    assert sweeper.sweep() == 0
+    with two.reader_at(Descriptor("", DIGEST, -1)) as reader:
+        assert reader.read_at(0, 100) == DATA
+    two.delete(DIGEST)
+    assert sweeper.sweep() == 1
+    assert on_disk(store) == []
+
+
+def test_what_nobody_holds_is_seen_by_nobody_before_it_is_swept(one: Tenant, two: Tenant, sweeper: Sweeper) -> None:
+    put(one)
+    one.delete(DIGEST)
+    for tenant in (one, two):
+        with pytest.raises(NotFound):
+            tenant.info(DIGEST)
+        with pytest.raises(NotFound):
+            tenant.reader_at(Descriptor("", DIGEST, -1))
+    with pytest.raises(NotFound):
+        one.delete(DIGEST)
+    assert sweeper.sweep() == 1
+
+
+def test_what_is_written_again_before_the_sweep_stays(one: Tenant, two: Tenant, sweeper: Sweeper) -> None:
+    put(one, label="old")
+    one.delete(DIGEST)
+    put(two, label="new")
+    assert sweeper.sweep() == 0
+    assert two.info(DIGEST).labels == {"label": "new"}
+
+
+def test_a_blob_that_the_stores_own_image_needs_stays(store: LocalStore, one: Tenant, sweeper: Sweeper) -> None:
+    manifest = b'{"schemaVersion": 2, "config": {"mediaType": "x", "digest": "%s", "size": 18}, "layers": []}'
+    document = manifest % DIGEST.encode()
+    put(store)
+    put(store, document)
+    media_type = "application/vnd.oci.image.manifest.v1+json"
+    store.layout.set("image", Descriptor(media_type, Digest.of(document), len(document)))
+    one.info(DIGEST)
+    one.delete(DIGEST)
+    assert sweeper.sweep() == 0
+    assert one.info(DIGEST).size == len(DATA)
+    store.layout.remove("image")
+    one.delete(DIGEST)
+    assert sweeper.sweep() == 1
+
+
+def test_gc_leaves_what_a_tenant_holds(store: LocalStore, one: Tenant) -> None:
+    put(one)
+    put(store, b"of nobody")
+    assert CacheManager(store).collect(grace=0).blobs == {Digest.of(b"of nobody"): 9}
+    assert digests(one) == [DIGEST]
+
+
+def test_a_commit_that_fails_leaves_no_reference(one: Tenant, references: References) -> None:
+    with one.writer("ref") as writer:
+        writer.write(b"wrong")
+        with pytest.raises(DigestMismatch):
+            writer.commit(0, DIGEST)
+    assert references.page("one", "", 10) == []
+    assert references.orphans() == []
+
+
+def test_ingests_are_apart(one: Tenant, two: Tenant) -> None:
+    with one.writer("same") as first, two.writer("same") as second:
+        first.write(b"1")
+        second.write(b"22")
+        assert (one.status("same").offset, two.status("same").offset) == (1, 2)
+        assert [status.ref for status in one.statuses("ref==same")] == ["same"]
+    two.abort("same")
+    assert one.status("same").ref == "same"
+    assert two.statuses() == []
+
+
+def test_a_reference_whose_blob_never_came_is_not_there(one: Tenant, references: References) -> None:
+    """As SIGKILL leaves it between the two steps of a commit."""
+    references.hold("one", DIGEST)
+    assert digests(one) == []
+    with pytest.raises(NotFound):
+        one.info(DIGEST)
+    put(one)
+    assert digests(one) == [DIGEST]
+
+
+def test_everything_is_there_after_a_restart(store: LocalStore, one: Tenant, tmp_path: Path) -> None:
+    put(one, label="v")
+    one.writer("half").write(b"half")
+    store.close()
+    with LocalStore(tmp_path / "store") as again:
+        tenant = Tenant("one", again, References(again.metadata))
+        assert [info.labels for info in tenant.walk()] == [{"label": "v"}]
+        assert tenant.status("half").offset == 4
+
+
+def test_a_walk_pages_and_may_delete(one: Tenant) -> None:
+    for number in range(1203):
+        put(one, b"%d" % number)
+    for info in one.walk():
+        one.delete(info.digest)
+    assert digests(one) == []
+
+
+def test_the_sweeper_wakes_by_itself(store: LocalStore, references: References) -> None:
+    sweeper = Sweeper(store, references)
+    tenant = Tenant("one", store, references, sweeper.wake)
+    put(tenant)
+    sweeper.start()
+    try:
+        tenant.delete(DIGEST)
+        for _ in range(1000):
+            if not on_disk(store):
+                break
+            threading.Event().wait(0.01)
+        assert on_disk(store) == []
+    finally:
+        sweeper.stop()
+
+
+def test_deleting_writing_and_sweeping_at_once_loses_nothing_that_is_held(
+    store: LocalStore, one: Tenant, two: Tenant, sweeper: Sweeper
+) -> None:
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def work(tenant: Tenant) -> None:
+        try:
+            for number in range(60):
+                data = b"%d" % (number % 3)
+                try:
+                    with tenant.writer(f"{number}") as writer:
+                        writer.write(data)
+                        writer.commit(len(data))
+                except AlreadyExists:
+                    pass
+                # From a commit or `AlreadyExists` on until its own delete, the tenant can read it.
+                with tenant.reader_at(Descriptor("", Digest.of(data), -1)) as reader:
+                    assert reader.read_at(0, 9) == data
+                tenant.delete(Digest.of(data))
+        except BaseException as error:
+            failures.append(error)
+
+    def sweep() -> None:
+        while not stop.is_set():
+            sweeper.sweep()
+
+    sweeping = threading.Thread(target=sweep)
+    sweeping.start()
+    threads = [threading.Thread(target=work, args=(tenant,)) for tenant in (one, two)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stop.set()
+    sweeping.join()
+    assert failures == []
+    sweeper.sweep()
+    assert on_disk(store) == []
