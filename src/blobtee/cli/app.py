@@ -27,6 +27,7 @@ VERBS = {
     "rm": "Forget names of images.",
     "gc": "Remove what no image and no lease needs any more.",
     "verify": "Check every blob of the store; fetch again what is broken.",
+    "serve": "Be the content store of one or several containerds.",
     "doctor": "Print what a bug report needs.",
     "demo": "Do the main job on an image of this machine's files, or on yours.",
 }

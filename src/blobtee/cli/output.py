@@ -20,7 +20,7 @@ class Output:
 
     def __init__(self, as_json: bool, quiet: bool) -> None:
         self.as_json = as_json
-        self._quiet = quiet
+        self.quiet = quiet
 
     def result(self, value: Mapping[str, object], text: str) -> None:
         """One result: as a JSON object on a line of its own, or as `text`, which is one line whatever is in it."""
@@ -46,7 +46,7 @@ class Output:
 
     def note(self, text: str) -> None:
         """For people: how it went."""
-        if not self._quiet:
+        if not self.quiet:
             with contextlib.suppress(OSError):
                 print(text, file=sys.stderr)
 

@@ -1,0 +1,195 @@
+"""The servers of one store: a socket for each tenant, all starting and ending together."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from concurrent import futures
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from blobtee.content import LocalStore
+from blobtee.errors import BlobteeError, Internal, InvalidArgument
+from blobtee.plugin.bridge import Bridge
+from blobtee.plugin.health import HealthService
+from blobtee.plugin.metrics import Metrics
+from blobtee.plugin.references import References
+from blobtee.plugin.service import ContentService
+from blobtee.plugin.sockets import SocketFile
+from blobtee.plugin.sweeping import Sweeper
+from blobtee.plugin.tenants import Tenant
+from blobtee.wire.content import MAX_MESSAGE, SERVICE
+
+_logger = logging.getLogger(__name__)
+
+DEFAULT_TENANT = "default"
+
+DRAIN_SECONDS = 30.0
+
+_FDS_OF_A_STREAM = 3
+"""Descriptors: a writer has its data, the file of its offset, and for a moment a directory that is synced."""
+
+_FDS_OF_OURS = 128
+_MOST_STREAMS = 20_000
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_concurrent_streams", 2**31 - 1),
+    # containerd keeps its connection for as long as it runs, and may ask whether we live as often as it likes.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 0),
+    ("grpc.so_reuseport", 0),
+]
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where a tenant is served: on a socket of ours at `path`, or on one that systemd holds."""
+
+    tenant: str
+    path: Path | None = None
+    inherited: socket.socket | None = None
+    mode: int = 0o600
+    group: int | None = None
+
+
+@dataclass
+class _Place:
+    """One socket and what answers on it."""
+
+    listen: Listen
+    server: grpc.Server
+    health: HealthService
+    file: SocketFile
+    bridge: Bridge | None = None
+
+
+class Server:
+    """Serves `store`, which stays the caller's, from `start` to `stop`. A context manager that stops at once."""
+
+    def __init__(self, store: LocalStore, listens: Sequence[Listen], *, max_streams: int | None = None) -> None:
+        """`max_streams` is how many RPCs may run at once; more are `RESOURCE_EXHAUSTED`, until some have ended. By
+        default it follows from the limit on descriptors, which is raised as far as it goes.
+
+        `InvalidArgument`: a tenant's name or a path that cannot be, or one that is there twice.
+        """
+        if not listens:
+            raise InvalidArgument("a server needs a socket")
+        names = [*(listen.tenant for listen in listens), *(str(listen.path) for listen in listens if listen.path)]
+        for name, count in Counter(names).items():
+            if count > 1:
+                raise InvalidArgument(f"{name} is named {count} times: each socket is a tenant of its own")
+        self.metrics = Metrics()
+        self.max_streams = max_streams if max_streams is not None else _streams_that_fit()
+        self._store = store
+        self._listens = listens
+        self._references = References(store.metadata)
+        self._sweeper = Sweeper(store, self._references)
+        self._places: list[_Place] = []
+        self._started = False
+
+    def start(self) -> None:
+        """Listen on every socket, or on none. `AlreadyExists`: another server does; errors of the file system."""
+        try:
+            for listen in self._listens:
+                self._places.append(self._place(listen))
+            for place in self._places:
+                place.server.start()
+                place.file.publish()
+                if place.bridge is not None:
+                    place.bridge.start()
+        except BaseException:
+            self.stop(0)
+            raise
+        self._sweeper.start()
+        self._started = True
+        self.metrics.gauge("blobtee_ingests", "Unfinished blobs.", self._ingests)
+
+    def stop(self, grace: float = DRAIN_SECONDS) -> None:
+        """Take no more RPCs, give those under way `grace` seconds, then cancel them. A second call does nothing.
+
+        What a cancelled write brought is kept and can be resumed.
+        """
+        for place in self._places:
+            place.health.stop()
+            if place.bridge is not None:
+                place.bridge.stop()
+            place.file.remove()
+        for event in [place.server.stop(grace) for place in self._places]:
+            event.wait()
+        self._places.clear()
+        if self._started:
+            self._started = False
+            self._sweeper.stop()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop(0)
+
+    def _place(self, listen: Listen) -> _Place:
+        tenant = Tenant(listen.tenant, self._store, self._references, self._sweeper.wake)
+        # A socket of systemd's is passed on to one of our own, where only root may reach it.
+        path = listen.path or self._store.root / f".{listen.tenant}.sock"
+        file = SocketFile(path, mode=listen.mode if listen.path else 0o600, group=listen.group)
+        limit = max(1, self.max_streams // len(self._listens))
+        server = grpc.server(_Threads(limit), options=_OPTIONS, maximum_concurrent_rpcs=limit)
+        health = HealthService([SERVICE])
+        server.add_generic_rpc_handlers((ContentService(tenant, self.metrics.of(listen.tenant)), health))
+        try:
+            server.add_insecure_port(f"unix:{file.temporary}")
+        except RuntimeError as error:
+            raise Internal(f"cannot listen on {path}: {error}") from error
+        bridge = Bridge(listen.inherited, path) if listen.inherited is not None else None
+        return _Place(listen, server, health, file, bridge)
+
+    def _ingests(self) -> dict[str, float]:
+        try:
+            counts = {listen.tenant: 0 for listen in self._listens}
+            for status in self._store.statuses():
+                tenant = status.ref.split("/")[1] if status.ref.startswith("tenant/") else ""
+                if tenant in counts:
+                    counts[tenant] += 1
+        except BlobteeError:
+            return {}
+        return {f'tenant="{tenant}"': count for tenant, count in counts.items()}
+
+
+class _Threads(futures.ThreadPoolExecutor):
+    """A thread for each RPC that runs: a writer that waits for its client must never keep another from opening."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(max_workers=limit, thread_name_prefix="blobtee-rpc")
+
+    def _adjust_thread_count(self) -> None:
+        try:
+            super()._adjust_thread_count()  # no public place tells of a thread that did not start
+        except RuntimeError:
+            # The RPC is in the queue, and the next thread that has nothing to do takes it. Raised, the error would end
+            # the one thread of grpcio that hands out RPCs.
+            _logger.warning("no more threads can be started: RPCs wait for each other")
+
+
+def _streams_that_fit() -> int:
+    """Raise the soft limit on descriptors to the hard one, and say how many streams that is enough for."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if hard == resource.RLIM_INFINITY:
+        return _MOST_STREAMS
+    return max(16, min(_MOST_STREAMS, (hard - _FDS_OF_OURS) // _FDS_OF_A_STREAM))

@@ -1,0 +1,81 @@
+"""Unix sockets that appear whole: with their rights from the first moment, in place of nothing that is in use."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from blobtee.content.files import make_directory, os_errors
+from blobtee.errors import AlreadyExists, InvalidArgument
+
+MAX_PATH = 107
+"""Bytes of a socket's path (Linux, unix(7))."""
+
+
+class SocketFile:
+    """The place of one socket. A server binds `temporary`, then `publish` gives it its name."""
+
+    def __init__(self, path: str | os.PathLike[str], *, mode: int = 0o600, group: int | None = None) -> None:
+        """`mode` and `group` (a number) are what the socket gets. Its folder is made when missing.
+
+        `InvalidArgument`: no path for a socket, or something else is there. `AlreadyExists`: somebody listens there.
+        """
+        self.path = Path(os.path.abspath(path))
+        self._mode = mode
+        self._group = group
+        self.temporary = self.path.with_name(f".{os.getpid():x}-{id(self) & 0xFFFF:x}")
+        for each in (self.path, self.temporary):
+            if "\0" in str(each) or len(os.fsencode(each)) > MAX_PATH:
+                raise InvalidArgument(f"the path of a socket has at most {MAX_PATH} bytes: {str(each)!r:.300}")
+        with os_errors(f"make a folder for the socket {self.path}"):
+            make_directory(self.path.parent)
+        self._check_free()
+        with os_errors(f"make the socket {self.path}"), suppress(FileNotFoundError):
+            os.unlink(self.temporary)
+        self._identity: tuple[int, int] | None = None
+
+    def publish(self) -> None:
+        """Give the socket its rights and its name, in place of one that nobody listens on. Errors as above."""
+        with os_errors(f"make the socket {self.path}"):
+            os.chmod(self.temporary, self._mode)
+            if self._group is not None:
+                os.chown(self.temporary, -1, self._group)
+            self._check_free()
+            found = os.stat(self.temporary)
+            os.rename(self.temporary, self.path)
+            self._identity = (found.st_dev, found.st_ino)
+
+    def remove(self) -> None:
+        """Remove the socket, unless another server has put its own there."""
+        with suppress(OSError):
+            found = os.lstat(self.path)
+            if (found.st_dev, found.st_ino) == self._identity:
+                os.unlink(self.path)
+        with suppress(OSError):
+            os.unlink(self.temporary)
+
+    def _check_free(self) -> None:
+        try:
+            found = os.lstat(self.path)
+        except FileNotFoundError:
+            return
+        if not stat.S_ISSOCK(found.st_mode):
+            raise InvalidArgument(f"{self.path} is there and is no socket; it is left alone")
+        if listens(self.path):
+            raise AlreadyExists(f"another server listens on {self.path}; stop it first, or choose another path")
+
+
+def listens(path: Path) -> bool:
+    """Whether a server accepts connections on the socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(5)
+        try:
+            probe.connect(str(path))
+        except OSError as error:
+            # A full backlog, or a socket of another kind: somebody is there.
+            return error.errno not in (errno.ECONNREFUSED, errno.ENOENT)
+        return True
