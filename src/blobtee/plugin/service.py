@@ -14,7 +14,7 @@ from blobtee.errors import InvalidArgument, NotFound, OutOfRange
 from blobtee.oci import Descriptor, Digest
 from blobtee.plugin import calls
 from blobtee.plugin.observer import SILENT, Observer
-from blobtee.plugin.writing import write
+from blobtee.plugin.writing import Writing
 from blobtee.wire.content import MAX_DATA, SERVICE, messages
 from blobtee.wire.table import common
 
@@ -35,6 +35,7 @@ class ContentService(calls.Service):
     def __init__(self, store: Store, observer: Observer = SILENT) -> None:
         self._store = store
         self._observer = observer
+        self._writing = Writing(store, observer)
         one = functools.partial(self._handler, calls.unary)
         many = functools.partial(self._handler, calls.stream)
         super().__init__(
@@ -108,10 +109,10 @@ class ContentService(calls.Service):
         return messages.ListStatusesResponse(statuses=[status_message(status) for status in statuses])
 
     def _write(self, requests: Iterator[Any], _: Any) -> Iterator[Any]:
-        return write(self._store, requests, self._observer)
+        return self._writing.write(requests)
 
     def _abort(self, request: Any, _: Any) -> bytes:
-        self._store.abort(request.ref)
+        self._writing.abort(request.ref)
         return _EMPTY
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -15,28 +16,70 @@ from blobtee.oci import Digest
 from blobtee.plugin.observer import Observer
 from blobtee.wire.content import COMMIT, STAT, WRITE, messages
 
+_TRIES = 30
+_PAUSE = 0.005
 
-def write(store: Store, requests: Iterator[Any], observer: Observer) -> Iterator[Any]:
-    """Answer `requests` until the client has sent its last or is gone: then the ref is unlocked, and the data stays."""
-    try:
-        first = next(requests, None)
-        if first is None:
+
+class Writing:
+    """The writes of one service. Thread-safe."""
+
+    def __init__(self, store: Store, observer: Observer) -> None:
+        self._store = store
+        self._observer = observer
+        self._open: dict[str, Writer] = {}
+
+    def write(self, requests: Iterator[Any]) -> Iterator[Any]:
+        """Answer `requests` until the client has sent its last or is gone: then the ref is unlocked, the data stays."""
+        try:
+            first = next(requests, None)
+            if first is None:
+                return
+            if not first.ref:
+                raise InvalidArgument("the first message of a write has to name the ref")
+            writer = self._store.writer(first.ref, total=first.total, expected=first.expected or None)
+            self._open[first.ref] = writer
+            try:
+                with writer:
+                    stream = _Stream(self, writer, first, self._observer)
+                    yield stream.answer(first)
+                    for request in requests:
+                        yield stream.answer(request)
+            finally:
+                # A writer of the same ref may have been opened since an abort took this one's place.
+                if self._open.get(first.ref) is writer:
+                    del self._open[first.ref]
+        except grpc.RpcError:
+            # How grpcio says, out of the iteration, that the client cancelled or its connection broke.
             return
-        if not first.ref:
-            raise InvalidArgument("the first message of a write has to name the ref")
-        with store.writer(first.ref, total=first.total, expected=first.expected or None) as writer:
-            stream = _Stream(store, writer, first, observer)
-            yield stream.answer(first)
-            for request in requests:
-                yield stream.answer(request)
-    except grpc.RpcError:
-        # How grpcio says, out of the iteration, that the client cancelled or its connection broke.
-        return
+
+    def abort(self, ref: str) -> None:
+        """Remove an ingest, from under its writer too: containerd aborts what a stream of its own still holds open.
+
+        What the writer is doing ends first; what it does next is `FAILED_PRECONDITION`. `RefLocked`: the writer belongs
+        to another server.
+        """
+        for _ in range(_TRIES):
+            try:
+                self._store.abort(ref)
+                return
+            except RefLocked:
+                if (writer := self._open.get(ref)) is not None:
+                    writer.close()
+                else:
+                    time.sleep(_PAUSE)  # it is just being opened, or another server's
+        raise RefLocked(f"ingest {ref[:200]!r} is being written elsewhere")
+
+    def has(self, digest: str) -> bool:
+        try:
+            self._store.info(digest)
+        except (NotFound, DataLoss):
+            return False
+        return True
 
 
 class _Stream:
-    def __init__(self, store: Store, writer: Writer, first: Any, observer: Observer) -> None:
-        self._store = store
+    def __init__(self, writing: Writing, writer: Writer, first: Any, observer: Observer) -> None:
+        self._writing = writing
         self._writer = writer
         self._ref = first.ref
         self._total = 0
@@ -64,12 +107,11 @@ class _Stream:
         self._total = request.total or self._total
         if request.expected:
             self._expected = Digest(request.expected)
-            with suppress(NotFound, DataLoss):
-                self._store.info(self._expected)
+            if self._writing.has(self._expected):
                 # Somebody was quicker, and what this one has is of no more use.
                 self._writer.close()
                 with suppress(RefLocked):
-                    self._store.abort(self._ref)
+                    self._writing.abort(self._ref)
                 raise AlreadyExists(f"blob {self._expected} is in the store already")
 
     def _write(self, request: Any) -> None:

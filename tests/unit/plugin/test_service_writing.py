@@ -234,8 +234,18 @@ def test_abort(client: Client) -> None:
     for _ in range(2):
         assert code(lambda: client.one("Abort", messages.AbortRequest(ref="a"))) == "OK"
     assert code(lambda: status(client, "a")) == "NOT_FOUND"
-    with stream(client, ref="b"):
-        assert code(lambda: client.one("Abort", messages.AbortRequest(ref="b"))) == "UNAVAILABLE"
+
+
+def test_an_abort_takes_the_ingest_from_under_its_writer(client: Client, store: LocalStore) -> None:
+    writing = Stream(client)
+    writing.send("WRITE", ref="a", data=DATA)
+    assert code(lambda: client.one("Abort", messages.AbortRequest(ref="a"))) == "OK"
+    with stream(client, ref="a") as again:
+        assert again.send("STAT").offset == 0
+        assert code(lambda: writing.send("WRITE", data=b"more", offset=12)) == "FAILED_PRECONDITION"
+        assert again.send("COMMIT", data=b"new").digest == digest_of(b"new")
+    with store.writer("elsewhere"):
+        assert code(lambda: client.one("Abort", messages.AbortRequest(ref="elsewhere"))) == "UNAVAILABLE"
 
 
 def test_messages_of_sixteen_megabytes(client: Client) -> None:
