@@ -1,0 +1,158 @@
+"""Real containerds on blobtee serve: images in and out, containers, collection, kills, and two of them on one store."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from blobtee import transfer
+from blobtee.content import LocalStore
+from tests.integration.daemons import BLOBTEE, Blobtee, Containerd, running_blobtee, running_containerd, wait_for
+from tests.integration.servers import DockerRegistry, running_registry, tool
+
+pytestmark = [pytest.mark.xdist_group("containerd"), pytest.mark.timeout(1200)]
+
+NAME = "example.test/busybox:1"
+BUSYBOX = Path("/bin/busybox")
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image of Debian's static busybox, as an OCI archive with one name."""
+    folder = tmp_path_factory.mktemp("busybox")
+    tree = folder / "tree" / "bin"
+    tree.mkdir(parents=True)
+    shutil.copy(BUSYBOX, tree / "busybox")
+    for name in ("sh", "echo", "sleep", "true"):
+        (tree / name).symlink_to("busybox")
+    made = folder / "busybox.tar"
+    command = [*BLOBTEE, "layer", str(folder / "tree"), "-o", f"oci-archive:{made}:{NAME}"]
+    command += ["--root", str(folder / "store"), "--cmd", '["/bin/sh", "-c", "echo hello from busybox"]']
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    return made
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
+    with running_registry(tmp_path_factory.mktemp("registry")) as registry:
+        yield registry
+
+
+@pytest.fixture
+def blobtee(tmp_path: Path) -> Iterator[Blobtee]:
+    with running_blobtee(tmp_path / "b", "one", "two") as daemon:
+        yield daemon
+
+
+@pytest.fixture(params=["1.6", "2"])
+def containerd(request: pytest.FixtureRequest, tmp_path: Path, blobtee: Blobtee) -> Iterator[Containerd]:
+    tool("runc")
+    with running_containerd(tmp_path / "c", request.param, blobtee.socket("one")) as daemon:
+        yield daemon
+
+
+def hello(containerd: Containerd, image: str = NAME) -> None:
+    said = containerd.do("run", "--rm", "--net-host", image, "greeter")
+    assert said == "hello from busybox\n"
+
+
+def listed(containerd: Containerd) -> list[str]:
+    return containerd.do("content", "ls", "-q").split()
+
+
+def remove_everything(containerd: Containerd) -> None:
+    """As an operator does; the daemon collects before it answers."""
+    for name in containerd.do("images", "ls", "-q").split():
+        containerd.do("images", "rm", "--sync", name)
+
+
+def restart(blobtee: Blobtee, containerd: Containerd, how: signal.Signals) -> None:
+    """End blobtee and start it again, and wait for containerd to have noticed: it redials within 3 seconds, and tries
+    to open a writer until it can."""
+    blobtee.end(how)
+    blobtee.start()
+    containerd.do("content", "ingest", f"after {time.time_ns()}", given=str(time.time_ns()))
+
+
+def check_whole(blobtee: Blobtee) -> None:
+    with LocalStore(blobtee.root) as store:
+        assert transfer.verify(store).problems == ()
+
+
+def test_an_image_comes_runs_goes_out_and_is_collected(
+    containerd: Containerd, blobtee: Blobtee, archive: Path, registry: DockerRegistry, tmp_path: Path
+) -> None:
+    containerd.do("images", "import", archive)
+    hello(containerd)
+    there = f"{registry.host}/from-{containerd.folder.parent.name.lower()}:1"
+    containerd.do("images", "tag", NAME, there)
+    containerd.do("images", "push", "--plain-http", there)
+    containerd.do("images", "export", tmp_path / "out.tar", NAME)
+    before = set(listed(containerd))
+    remove_everything(containerd)
+    assert listed(containerd) == []
+    wait_for("the bytes go", lambda: not blobtee.blobs(), 30)
+
+    containerd.do("images", "pull", "--plain-http", there)
+    hello(containerd, there)
+    # The archive may bring an index of its own, which is not pushed.
+    assert set(listed(containerd)) <= before
+    remove_everything(containerd)
+    containerd.do("images", "import", tmp_path / "out.tar")
+    hello(containerd)
+    check_whole(blobtee)
+    remove_everything(containerd)
+    wait_for("the bytes go", lambda: not blobtee.blobs(), 30)
+
+
+def test_everything_is_there_after_restarts(containerd: Containerd, blobtee: Blobtee, archive: Path) -> None:
+    containerd.do("images", "import", archive)
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        restart(blobtee, containerd, how)
+        hello(containerd)
+    assert "Traceback" not in blobtee.log
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.02, 0.05, 0.1, 0.2])
+def test_a_kill_in_the_middle_of_an_import_loses_nothing(
+    tmp_path: Path, blobtee: Blobtee, archive: Path, delay: float
+) -> None:
+    with running_containerd(tmp_path / "c", "2", blobtee.socket("one")) as containerd:
+        outcome: list[subprocess.CompletedProcess[str]] = []
+        importing = threading.Thread(target=lambda: outcome.append(containerd.ctr("images", "import", archive)))
+        importing.start()
+        importing.join(delay)
+        restart(blobtee, containerd, signal.SIGKILL)
+        importing.join()
+        # Done, or a clean failure; and it works when it is repeated.
+        assert outcome[0].returncode in (0, 1)
+        containerd.do("images", "import", archive)
+        hello(containerd)
+        check_whole(blobtee)
+
+
+def test_two_containerds_on_one_store(tmp_path: Path, blobtee: Blobtee, archive: Path) -> None:
+    with (
+        running_containerd(tmp_path / "old", "1.6", blobtee.socket("one")) as old,
+        running_containerd(tmp_path / "new", "2", blobtee.socket("two")) as new,
+    ):
+        old.do("images", "import", archive)
+        on_disk = blobtee.blobs()
+        new.do("images", "import", archive)
+        assert blobtee.blobs() == on_disk
+        remove_everything(old)
+        assert listed(old) == []
+        hello(new)
+        old.do("images", "import", archive)
+        remove_everything(new)
+        hello(old)
+        check_whole(blobtee)
+        remove_everything(old)
+        wait_for("the bytes go", lambda: not blobtee.blobs(), 30)
