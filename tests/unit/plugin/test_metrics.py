@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+
+import pytest
+
+from blobtee.errors import InvalidArgument, StorageError
+from blobtee.plugin.metrics import Metrics, MetricsServer
+
+
+def test_counters_in_the_form_that_prometheus_reads() -> None:
+    metrics = Metrics()
+    tally = metrics.of("one")
+    tally.rpc("Info", "OK", 0.002)
+    tally.rpc("Info", "NOT_FOUND", 100.0)
+    tally.sent(5)
+    tally.sent(6)
+    tally.received(7)
+    metrics.gauge("of_mine", "Mine.", lambda: {'tenant="one"': 3})
+    lines = metrics.text().splitlines()
+    for line in (
+        'blobtee_rpcs_total{tenant="one",method="Info",code="OK"} 1',
+        'blobtee_rpcs_total{tenant="one",method="Info",code="NOT_FOUND"} 1',
+        'blobtee_rpc_seconds_bucket{tenant="one",method="Info",le="0.001"} 0',
+        'blobtee_rpc_seconds_bucket{tenant="one",method="Info",le="0.0025"} 1',
+        'blobtee_rpc_seconds_bucket{tenant="one",method="Info",le="30.0"} 1',
+        'blobtee_rpc_seconds_bucket{tenant="one",method="Info",le="+Inf"} 2',
+        'blobtee_rpc_seconds_count{tenant="one",method="Info"} 2',
+        'blobtee_rpc_seconds_sum{tenant="one",method="Info"} 100.002000',
+        'blobtee_bytes_total{tenant="one",direction="sent"} 11',
+        'blobtee_bytes_total{tenant="one",direction="received"} 7',
+        'of_mine{tenant="one"} 3',
+        "# TYPE blobtee_rpc_seconds histogram",
+        "# TYPE process_open_fds gauge",
+    ):
+        assert line in lines
+
+
+def test_they_are_served_on_loopback() -> None:
+    server = MetricsServer(Metrics(), "127.0.0.1", 0)
+    try:
+        address = f"http://127.0.0.1:{server.port}"
+        with urllib.request.urlopen(f"{address}/metrics", timeout=10) as answer:
+            assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+            assert b"process_threads" in answer.read()
+        with pytest.raises(urllib.error.HTTPError) as failure:
+            urllib.request.urlopen(f"{address}/", timeout=10)
+        assert failure.value.code == 404
+        failure.value.close()
+        with pytest.raises(StorageError, match="serve metrics"):
+            MetricsServer(Metrics(), "127.0.0.1", server.port)
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "localhost", ""])
+def test_no_other_address_will_do(host: str) -> None:
+    with pytest.raises(InvalidArgument, match="loopback"):
+        MetricsServer(Metrics(), host, 0)
