@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -17,18 +17,6 @@ from blobtee.wire.table import common
 from tests.unit.plugin.contentclient import Client, code, digest_of, serving
 
 ABSENT = "sha256:" + "0" * 64
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[LocalStore]:
-    with LocalStore(tmp_path / "root") as store:
-        yield store
-
-
-@pytest.fixture
-def client(store: LocalStore, tmp_path: Path) -> Iterator[Client]:
-    with serving(store, tmp_path / "socket") as client:
-        yield client
 
 
 def eventually(holds: Callable[[], bool]) -> None:

@@ -15,21 +15,9 @@ import pytest
 
 from blobtee.content import LocalStore
 from blobtee.wire.content import messages
-from tests.unit.plugin.contentclient import TIMEOUT, Client, code, digest_of, request, serving
+from tests.unit.plugin.contentclient import TIMEOUT, Client, code, digest_of, request
 
 DATA = b"some content"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[LocalStore]:
-    with LocalStore(tmp_path / "root") as store:
-        yield store
-
-
-@pytest.fixture
-def client(store: LocalStore, tmp_path: Path) -> Iterator[Client]:
-    with serving(store, tmp_path / "socket") as client:
-        yield client
 
 
 class Stream:

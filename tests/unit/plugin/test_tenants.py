@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,12 +17,6 @@ from blobtee.plugin.tenants import Tenant
 
 DATA = b"a blob of somebody"
 DIGEST = Digest.of(DATA)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[LocalStore]:
-    with LocalStore(tmp_path / "store") as store:
-        yield store
 
 
 @pytest.fixture
@@ -179,7 +172,7 @@ def test_everything_is_there_after_a_restart(store: LocalStore, one: Tenant, tmp
     put(one, label="v")
     one.writer("half").write(b"half")
     store.close()
-    with LocalStore(tmp_path / "store") as again:
+    with LocalStore(tmp_path / "root") as again:
         tenant = Tenant("one", again, References(again.metadata))
         assert [info.labels for info in tenant.walk()] == [{"label": "v"}]
         assert tenant.status("half").offset == 4
