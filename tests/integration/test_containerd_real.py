@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def containerd(request: pytest.FixtureRequest, tmp_path: Path, blobtee: Blobtee)
 
 
 def hello(containerd: Containerd, image: str = NAME) -> None:
-    said = containerd.do("run", "--rm", "--net-host", image, "greeter")
+    # runc keeps the containers of all containerds of a machine in one folder, so that other tests may meet this one.
+    said = containerd.do("run", "--rm", "--net-host", image, f"greeter-{uuid.uuid4()}")
     assert said == "hello from busybox\n"
 
 
