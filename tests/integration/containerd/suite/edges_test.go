@@ -5,10 +5,12 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"net"
 	"path/filepath"
 	"testing"
 	"time"
 
+	api "github.com/containerd/containerd/api/services/content/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/content/proxy"
 	"github.com/containerd/containerd/v2/core/metadata"
@@ -17,6 +19,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
+	"google.golang.org/grpc"
 )
 
 func random(t *testing.T, size int) ([]byte, ocispec.Descriptor) {
@@ -42,24 +45,34 @@ func open(ctx context.Context, t *testing.T, store content.Store, ref string) co
 	}
 }
 
+// exchange sends one request of a write and waits for its answer.
+func exchange(stream api.Content_WriteClient, request *api.WriteContentRequest) (*api.WriteContentResponse, error) {
+	if err := stream.Send(request); err != nil {
+		return nil, err
+	}
+	return stream.Recv()
+}
+
+// containerd's client cuts what it writes into messages of 8 MiB, so the largest one is sent without it.
 func TestEdgesLargeMessages(t *testing.T) {
 	conn := dial(t)
 	defer conn.Close()
-	store := proxy.NewContentStore(conn)
-	ctx := context.Background()
-	data, desc := random(t, maxMessage)
-	if err := content.WriteBlob(ctx, store, "large", bytes.NewReader(data), desc); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	stream, err := api.NewContentClient(conn).Write(ctx)
+	if err != nil {
 		t.Fatal(err)
 	}
-	writer := open(ctx, t, store, "one message")
-	defer writer.Close()
-	if n, err := writer.Write(data); n != len(data) || err != nil {
-		t.Fatalf("%d bytes of one message: %v", n, err)
+	data, desc := random(t, maxMessage)
+	written, err := exchange(stream, &api.WriteContentRequest{Action: api.WriteAction_WRITE, Ref: "one message", Data: data})
+	if err != nil || written.Offset != desc.Size {
+		t.Fatalf("%d bytes in one message: %v, %v", desc.Size, written, err)
 	}
-	if err := writer.Commit(ctx, desc.Size, desc.Digest); !errdefs.IsAlreadyExists(err) {
-		t.Fatalf("a commit of what is there: %v", err)
+	done, err := exchange(stream, &api.WriteContentRequest{Action: api.WriteAction_COMMIT, Offset: desc.Size})
+	if err != nil || done.Digest != desc.Digest.String() {
+		t.Fatalf("commit: %v, %v", done, err)
 	}
-	if err := clear(ctx, store); err != nil {
+	if err := clear(ctx, proxy.NewContentStore(conn)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -87,6 +100,8 @@ func TestEdgesManyWriters(t *testing.T) {
 	}
 }
 
+// TestEdgesRefIsReleased ends a write in the two ways that say no goodbye: a cancel on a connection that stays, and a
+// socket that is cut below gRPC.
 func TestEdgesRefIsReleased(t *testing.T) {
 	conn := dial(t)
 	defer conn.Close()
@@ -94,7 +109,13 @@ func TestEdgesRefIsReleased(t *testing.T) {
 	ctx := context.Background()
 	for _, how := range []string{"cancel", "lost connection"} {
 		t.Run(how, func(t *testing.T) {
-			other := dial(t)
+			var under net.Conn
+			other := dial(t, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+				var err error
+				under, err = (&net.Dialer{}).DialContext(ctx, "unix", *socket)
+				return under, err
+			}))
+			defer other.Close()
 			cancellable, cancel := context.WithCancel(ctx)
 			defer cancel()
 			writer := open(cancellable, t, proxy.NewContentStore(other), how)
@@ -106,13 +127,20 @@ func TestEdgesRefIsReleased(t *testing.T) {
 			}
 			if how == "cancel" {
 				cancel()
+			} else if err := under.Close(); err != nil {
+				t.Fatal(err)
 			}
-			other.Close()
 			again := open(ctx, t, store, how)
 			defer again.Close()
 			status, err := again.Status()
 			if err != nil || status.Offset != 4 {
 				t.Fatalf("resumed at %d: %v", status.Offset, err)
+			}
+			if how == "cancel" {
+				// The connection is as good as before.
+				if _, err := proxy.NewContentStore(other).ListStatuses(ctx); err != nil {
+					t.Fatal(err)
+				}
 			}
 			if err := again.Commit(ctx, 4, digest.FromString("kept")); err != nil && !errdefs.IsAlreadyExists(err) {
 				t.Fatal(err)

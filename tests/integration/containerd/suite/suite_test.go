@@ -29,14 +29,16 @@ var socket = flag.String("socket", "", "the server under test")
 
 const maxMessage = 16 << 20
 
-func dial(t testing.TB) *grpc.ClientConn {
+func dial(t testing.TB, more ...grpc.DialOption) *grpc.ClientConn {
 	t.Helper()
 	if *socket == "" {
 		t.Fatal("-socket is missing")
 	}
-	conn, err := grpc.NewClient("unix://"+*socket,
+	options := append([]grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage+4096)))
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage+4096)),
+	}, more...)
+	conn, err := grpc.NewClient("unix://"+*socket, options...)
 	if err != nil {
 		t.Fatal(err)
 	}
