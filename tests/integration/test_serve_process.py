@@ -206,6 +206,25 @@ def test_it_takes_its_sockets_from_systemd(tmp_path: Path) -> None:
     assert "tenant one on a socket of systemd" in daemon.log
 
 
+@pytest.mark.parametrize("kind", ["file", "datagram"])
+def test_what_is_no_listening_socket_of_systemd_is_refused(tmp_path: Path, kind: str) -> None:
+    with open(tmp_path / "file", "w") as file, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagram:
+        given = file.fileno() if kind == "file" else datagram.fileno()
+        # LISTEN_PID is the number of the process itself, which only the shell that becomes it knows.
+        script = f'exec 3<&{given}; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
+        done = subprocess.run(
+            ["bash", "-c", script, "bash", *BLOBTEE, "serve", "--root", str(tmp_path / "root")],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            pass_fds=[given],
+        )
+    assert done.returncode == 1
+    assert "descriptor 3 of systemd's" in done.stderr
+    assert "defect" not in done.stderr
+
+
 def test_a_client_that_is_gone_leaves_nothing_open(blobtee: Blobtee) -> None:
     assert blobtee.process is not None
     descriptors = Path(f"/proc/{blobtee.process.pid}/fd")

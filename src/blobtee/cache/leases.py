@@ -239,6 +239,15 @@ class Leases:
             query = "SELECT DISTINCT resource FROM cache_lease_resources WHERE type = ?"
             return {resource for (resource,) in connection.execute(query, (CONTENT,)).fetchall()}
 
+    def followed(self) -> set[str]:
+        """The digests that leases hold with all that is linked to them, which are those that are not flat."""
+        with self._database.reading() as connection:
+            query = (
+                "SELECT DISTINCT resource FROM cache_lease_resources JOIN cache_leases ON lease = id "
+                "WHERE type = ? AND NOT flat"
+            )
+            return {resource for (resource,) in connection.execute(query, (CONTENT,)).fetchall()}
+
     def _is_there(self, lease_id: str) -> bool:
         with self._database.reading() as connection:
             return connection.execute("SELECT 1 FROM cache_leases WHERE id = ?", (lease_id,)).fetchone() is not None

@@ -34,6 +34,8 @@ _STEPS = (
     ) WITHOUT ROWID;
     CREATE TABLE tenant_orphans (digest TEXT PRIMARY KEY) WITHOUT ROWID;
     """,
+    # An orphan of before this column is older than any blob: it is left to gc.
+    "ALTER TABLE tenant_orphans ADD COLUMN since INTEGER NOT NULL DEFAULT 0;",
 )
 _COLUMNS = "digest, created_at, updated_at, labels"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
@@ -107,7 +109,7 @@ class References:
                 raise NotFound(f"tenant {tenant} has no blob {digest}")
             self._leases.drop(_LEASE + tenant, [digest])
             if is_there and not self._leases.holders(digest):
-                connection.execute("INSERT OR IGNORE INTO tenant_orphans VALUES (?)", (digest,))
+                connection.execute("INSERT OR REPLACE INTO tenant_orphans VALUES (?, ?)", (digest, time.time_ns()))
 
     def update(self, tenant: str, digest: str, labels: Mapping[str, str | None], *, replace: bool) -> Reference:
         """As `Manager.update`, for what the tenant knows of the blob. `NotFound`."""
@@ -125,9 +127,11 @@ class References:
             )
         return after
 
-    def orphans(self) -> list[str]:
+    def orphans(self) -> dict[str, int]:
+        """When each was let go of, in nanoseconds since the epoch. A blob that is younger is not the one that was: gc
+        may have removed that, and another program written it anew."""
         with self._database.reading() as connection:
-            return [digest for (digest,) in connection.execute("SELECT digest FROM tenant_orphans").fetchall()]
+            return dict(connection.execute("SELECT digest, since FROM tenant_orphans").fetchall())
 
     def settle(self, digests: Iterable[str]) -> None:
         """They are orphans no more: gone, or of use to somebody after all."""

@@ -10,7 +10,7 @@ from itertools import islice
 from blobtee.cache.leases import Leases
 from blobtee.cache.marking import Marking
 from blobtee.content import LocalStore
-from blobtee.errors import BlobteeError, Closed, NotFound
+from blobtee.errors import BlobteeError, Closed, DataLoss, NotFound
 from blobtee.plugin.references import References
 
 _logger = logging.getLogger(__name__)
@@ -59,9 +59,12 @@ class Sweeper:
         orphans = self._references.orphans()
         if not orphans:
             return 0
+        # The leases before the images: work that ends lets its image have a name before its lease goes.
+        followed = self._leases.followed()
         fingerprint = self._store.layout.fingerprint()
         marking = Marking(self._store)
         needed = marking.images(self._store.layout.all()) | marking.linked(marking.labelled_roots())
+        needed |= marking.linked(followed)
         if marking.blind:
             _logger.warning("nothing is removed: %s", "; ".join(marking.problems))
             return 0
@@ -71,37 +74,33 @@ class Sweeper:
             if self._ending.is_set():
                 break
             with self._store.metadata.transaction():
-                if self._store.layout.fingerprint() != fingerprint:
-                    self._wanted.set()  # an image has come: look again
+                if self._store.layout.fingerprint() != fingerprint or not self._leases.followed() <= followed:
+                    self._wanted.set()  # an image or a lease has come that may lead to an orphan: look again
                     break
                 removed += self._remove(batch, needed)
         return removed
 
     def _remove(self, batch: list[str], needed: Collection[str]) -> int:
         """Inside a transaction: whoever holds one of them has done so before, or sees it gone."""
-        still = set(self._references.orphans())
+        orphans = self._references.orphans()
         removed, settled = 0, []
         for digest in batch:
-            if digest not in still:
+            if digest not in orphans:
                 continue
-            if digest in needed or self._leases.holders(digest):
+            if digest in needed or self._leases.holders(digest) or not self._was_there(digest, orphans[digest]):
                 settled.append(digest)
             elif self._store.discard(digest):
                 removed += 1
                 settled.append(digest)
-            elif not self._is_there(digest):
-                settled.append(digest)
         self._references.settle(settled)
         return removed
 
-    def _is_there(self, digest: str) -> bool:
+    def _was_there(self, digest: str, since: int) -> bool:
+        """Whether the blob is the one that was let go of at `since`: not gone, not come again, not damaged (for gc)."""
         try:
-            self._store.info(digest)
-        except NotFound:
+            return self._store.info(digest).created_at <= since
+        except (NotFound, DataLoss):
             return False
-        except BlobteeError:
-            pass  # damaged is there
-        return True
 
     def _run(self) -> None:
         while not self._ending.is_set():

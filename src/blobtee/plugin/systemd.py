@@ -7,6 +7,8 @@ import os
 import socket
 from collections.abc import Iterator, MutableMapping
 
+from blobtee.errors import InvalidArgument
+
 _logger = logging.getLogger(__name__)
 _FIRST_FD = 3
 
@@ -43,6 +45,14 @@ def inherited(environment: MutableMapping[str, str] = os.environ) -> Iterator[tu
     if pid != str(os.getpid()) or not count.isdigit():
         return
     for index in range(int(count)):
-        os.set_inheritable(_FIRST_FD + index, False)
-        listener = socket.socket(fileno=_FIRST_FD + index)
+        try:
+            os.set_inheritable(_FIRST_FD + index, False)
+            listener = socket.socket(fileno=_FIRST_FD + index)
+            listens = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        except OSError as error:
+            raise InvalidArgument(f"descriptor {_FIRST_FD + index} of systemd's is no socket: {error}") from error
+        if not listens or listener.family != socket.AF_UNIX:
+            raise InvalidArgument(
+                f"descriptor {_FIRST_FD + index} of systemd's does not listen on a path: ListenStream="
+            )
         yield (names[index] if index < len(names) else "unknown"), listener

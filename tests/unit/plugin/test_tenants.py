@@ -131,6 +131,57 @@ def test_a_blob_that_the_stores_own_image_needs_stays(store: LocalStore, one: Te
     assert sweeper.sweep() == 1
 
 
+def test_what_a_lease_leads_to_stays(store: LocalStore, one: Tenant, sweeper: Sweeper) -> None:
+    put(one)
+    parent = put(store, b"parent", **{"containerd.io/gc.ref.content.0": DIGEST})
+    leases = CacheManager(store).leases
+    leases.create("of a user")
+    leases.add("of a user", [parent])
+    one.delete(DIGEST)
+    assert sweeper.sweep() == 0
+    assert set(on_disk(store)) == {DIGEST, parent}
+
+
+def test_a_lease_that_comes_during_a_sweep_is_followed(
+    store: LocalStore, one: Tenant, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(one)
+    parent = put(store, b"parent", **{"containerd.io/gc.ref.content.0": DIGEST})
+    leases = CacheManager(store).leases
+    one.delete(DIGEST)
+    look = store.layout.all
+
+    def while_somebody_leases() -> list[Descriptor]:
+        if not leases.resources("of a user"):
+            leases.create("of a user")
+            leases.add("of a user", [parent])
+        return look()
+
+    monkeypatch.setattr(store.layout, "all", while_somebody_leases)
+    assert [sweeper.sweep(), sweeper.sweep()] == [0, 0]
+    assert DIGEST in on_disk(store)
+
+
+def test_what_gc_took_and_another_program_brought_again_stays(
+    store: LocalStore, one: Tenant, two: Tenant, sweeper: Sweeper
+) -> None:
+    put(one)
+    one.delete(DIGEST)
+    assert CacheManager(store).collect(grace=0).blobs == {DIGEST: len(DATA)}
+    put(store)
+    assert sweeper.sweep() == 0
+    assert two.info(DIGEST).size == len(DATA)
+
+
+def test_an_orphan_of_an_older_version_is_left_to_gc(store: LocalStore, one: Tenant, sweeper: Sweeper) -> None:
+    put(one)
+    one.delete(DIGEST)
+    with store.metadata.transaction() as connection:
+        connection.execute("UPDATE tenant_orphans SET since = 0")
+    assert sweeper.sweep() == 0
+    assert CacheManager(store).collect(grace=0).blobs == {DIGEST: len(DATA)}
+
+
 def test_gc_leaves_what_a_tenant_holds(store: LocalStore, one: Tenant) -> None:
     put(one)
     put(store, b"of nobody")
@@ -144,7 +195,7 @@ def test_a_commit_that_fails_leaves_no_reference(one: Tenant, references: Refere
         with pytest.raises(DigestMismatch):
             writer.commit(0, DIGEST)
     assert references.page("one", "", 10) == []
-    assert references.orphans() == []
+    assert references.orphans() == {}
 
 
 def test_ingests_are_apart(one: Tenant, two: Tenant) -> None:
