@@ -18,19 +18,22 @@ from tests.integration.servers import tool
 
 BLOBTEE = [sys.executable, "-W", "error", "-m", "blobtee.cli"]
 
-_V1 = """\
-version = 2
+_CONFIG = """\
+version = {version}
 root = "{folder}/root"
 state = "{folder}/state"
-disabled_plugins = ["io.containerd.content.v1.content", "io.containerd.grpc.v1.cri"]
-required_plugins = ["io.containerd.content.v1.blobtee", "io.containerd.metadata.v1.bolt"]
+disabled_plugins = [{disabled}"io.containerd.grpc.v1.cri"]
 [grpc]
   address = "{folder}/containerd.sock"
+"""
+_REQUIRED = 'required_plugins = ["io.containerd.content.v1.blobtee", "io.containerd.metadata.v1.bolt"]\n'
+_CONTENT = """\
 [proxy_plugins.blobtee]
   type = "content"
   address = "{content}"
 """
-_CONFIGS = {"1.6": _V1, "2": _V1.replace("version = 2", "version = 3")}
+_VERSIONS = {"1.6": "2", "2": "3"}
+"""Of the configuration, by containerd's own."""
 _START_SECONDS = 30.0
 
 
@@ -160,8 +163,8 @@ def running_blobtee(folder: Path, *tenants: str, options: tuple[str, ...] = ()) 
 
 
 @contextmanager
-def running_containerd(folder: Path, version: str, content: Path) -> Iterator[Containerd]:
-    """containerd of Debian ("1.6") or of the module proxy ("2") on the content service at `content`."""
+def running_containerd(folder: Path, version: str, content: Path | None) -> Iterator[Containerd]:
+    """containerd of Debian ("1.6") or of the module proxy ("2") on the content service at `content`, or on its own."""
     folder.mkdir(parents=True, exist_ok=True)
     if version == "1.6":
         program, ctr, path = tool("containerd"), tool("ctr"), os.environ["PATH"]
@@ -170,7 +173,14 @@ def running_containerd(folder: Path, version: str, content: Path) -> Iterator[Co
         program, ctr = str(programs / "containerd"), str(programs / "ctr")
         path = f"{programs}:{os.environ['PATH']}"  # its shim is of its own version
     config = folder / "config.toml"
-    config.write_text(_CONFIGS[version].format(folder=folder, content=content))
+    text = _CONFIG.format(
+        version=_VERSIONS[version],
+        folder=folder,
+        disabled="" if content is None else '"io.containerd.content.v1.content", ',
+    )
+    if content is not None:
+        text = _REQUIRED + text + _CONTENT.format(content=content)
+    config.write_text(text)
     daemon = Containerd(
         [program, "--config", str(config)], folder, [folder / "containerd.sock"], {"PATH": path}, ctr_path=ctr
     )

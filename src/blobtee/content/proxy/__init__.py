@@ -2,3 +2,7 @@
 
 Needs the extra `containerd`. `messages` is the form in which both sides write what they say.
 """
+
+from blobtee.content.proxy.store import ProxyStore
+
+__all__ = ["ProxyStore"]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from blobtee.content.api import Info, Status
+from blobtee.content.ingests import encode_ref
 from blobtee.oci import Digest
 from blobtee.wire.content import messages
 from blobtee.wire.table import common
 
 _SECOND = 1_000_000_000
+_RAW_REF = "blobtee-raw-ref:"
 
 
 def timestamp(ns: int) -> Any:
@@ -18,8 +20,8 @@ def timestamp(ns: int) -> Any:
 
 
 def nanoseconds(time: Any) -> int:
-    """0 for a time that was left out."""
-    return int(time.seconds) * _SECOND + int(time.nanos)
+    """0 for a time that was left out, or is Go's zero time, of the year 1."""
+    return max(0, int(time.seconds) * _SECOND + int(time.nanos))
 
 
 def info_message(info: Info) -> Any:
@@ -34,13 +36,10 @@ def info_message(info: Info) -> Any:
 
 def info_of(message: Any) -> Info:
     """`InvalidDigest`: the digest is none."""
-    return Info(
-        Digest(message.digest),
-        message.size,
-        nanoseconds(message.created_at),
-        nanoseconds(message.updated_at),
-        dict(message.labels),
-    )
+    created_at = nanoseconds(message.created_at)
+    # containerd 1.6 leaves the second time out of its lists, until it is another.
+    updated_at = nanoseconds(message.updated_at) or created_at
+    return Info(Digest(message.digest), message.size, created_at, updated_at, dict(message.labels))
 
 
 def status_message(status: Status) -> Any:
@@ -64,3 +63,23 @@ def status_of(message: Any) -> Status:
         nanoseconds(message.started_at),
         nanoseconds(message.updated_at),
     )
+
+
+def ref_text(ref: str) -> str:
+    """`ref` as a message can say it: one that is no Unicode text, in hexadecimal digits behind a prefix."""
+    encoded = encode_ref(ref)
+    try:
+        plain = encoded.decode("utf-8")
+    except UnicodeDecodeError:
+        return _RAW_REF + encoded.hex()
+    return _RAW_REF + encoded.hex() if plain.startswith(_RAW_REF) else plain
+
+
+def ref_of(text: str) -> str:
+    """The ref that `ref_text` made `text` of. What others wrote is left as it is."""
+    if not text.startswith(_RAW_REF):
+        return text
+    try:
+        return bytes.fromhex(text.removeprefix(_RAW_REF)).decode("utf-8", "surrogateescape")
+    except ValueError:
+        return text

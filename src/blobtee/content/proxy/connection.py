@@ -1,0 +1,190 @@
+"""Calls of the content service: bounded in time, ended by a cancellation, failing in errors of ours."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from blobtee import tasks
+from blobtee.errors import BlobteeError, Closed, ConnectionFailed, DeadlineExceeded, ProtocolViolation
+from blobtee.wire.content import MAX_MESSAGE, SERVICE, messages
+from blobtee.wire.status import error_of
+from blobtee.wire.table import common
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    # A server that comes back is found at once, not after gRPC's two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Two stores with one address are two connections: closing one is nothing to the other.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+_UNARY = {
+    "Info": messages.InfoResponse,
+    "Update": messages.UpdateResponse,
+    "Delete": common.Empty,
+    "Status": messages.StatusResponse,
+    "ListStatuses": messages.ListStatusesResponse,
+    "Abort": common.Empty,
+}
+_STREAMED = {"List": messages.ListContentResponse, "Read": messages.ReadContentResponse}
+
+
+class Connection:
+    """One server. Thread-safe. `timeout` is how many seconds it may leave a question without an answer."""
+
+    def __init__(self, address: Path, metadata: Mapping[str, str], timeout: float) -> None:
+        self.address = address
+        self.timeout = timeout
+        self._metadata = tuple(metadata.items())
+        self._channel = grpc.insecure_channel(f"unix:{address}", options=_OPTIONS)
+        self._patience = _Patience()
+        self._closed = False
+        self._unary = {name: self._channel.unary_unary(*_method(name, kind)) for name, kind in _UNARY.items()}
+        self._streamed = {name: self._channel.unary_stream(*_method(name, kind)) for name, kind in _STREAMED.items()}
+        self._write = self._channel.stream_stream(*_method("Write", messages.WriteContentResponse))
+
+    def ask(self, method: str, request: Any, doing: str) -> Any:
+        """The answer to one request. `doing` completes the sentence "cannot …"."""
+        self.check_open()
+        call = self._unary[method].future(request, timeout=self.timeout, metadata=self._metadata)
+        with self.failing(call, doing), _cancelled_with_the_task(call):
+            return call.result()
+
+    def read(self, method: str, request: Any) -> Any:
+        """The running call of a method that answers with many messages: take them by `next`, then cancel it."""
+        self.check_open()
+        return self._streamed[method](request, metadata=self._metadata)
+
+    def write(self, requests: Iterator[Any]) -> Any:
+        """The running call of a write."""
+        self.check_open()
+        return self._write(requests, metadata=self._metadata)
+
+    def next(self, call: Any, doing: str) -> Any | None:
+        """The next message of a running call; None when the server has ended it, with success."""
+        with self.failing(call, doing), _cancelled_with_the_task(call), self._patience.watching(call, self.timeout):
+            return next(call, None)
+
+    def begun(self, call: Any, doing: str) -> None:
+        """Return when the server has begun to answer; raise when it refused."""
+        with self.failing(call, doing), _cancelled_with_the_task(call), self._patience.watching(call, self.timeout):
+            call.initial_metadata()
+            if call.done() and call.code() is not grpc.StatusCode.OK:
+                raise call
+
+    @contextmanager
+    def failing(self, call: Any, doing: str) -> Iterator[None]:
+        """Turn what gRPC raises for `call` into errors of ours."""
+        try:
+            yield
+        except (grpc.RpcError, grpc.FutureCancelledError) as error:
+            raise self._error(call, doing) from error
+        except ValueError as error:  # the channel was closed between the check and the call
+            self.check_open()
+            raise ProtocolViolation(f"cannot {doing}: {error}") from error
+
+    def check_open(self) -> None:
+        if self._closed:
+            raise Closed("the store is closed")
+
+    def close(self) -> None:
+        """Calls that run are cancelled."""
+        self._closed = True
+        self._patience.stop()
+        self._channel.close()
+
+    def _error(self, call: Any, doing: str) -> BlobteeError:
+        code, detail = call.code(), str(call.details() or "")
+        if self._closed:
+            return Closed(f"cannot {doing}: the store is closed")
+        if code is grpc.StatusCode.CANCELLED:
+            tasks.check()
+        if self._patience.lost(call) or code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlineExceeded(f"cannot {doing}: no answer at {self.address} for {self.timeout:g} s")
+        if code is grpc.StatusCode.UNAVAILABLE:
+            # Either from gRPC itself, which cannot reach the server, or from the server, which means a locked ref by
+            # it: the two look the same. Who can meet a locked ref asks what it is (`ProxyStore`).
+            return ConnectionFailed(f"cannot {doing}: {detail} (content service at {self.address})")
+        return error_of(code, f"cannot {doing}: {detail}")
+
+
+class _Patience:
+    """Cancels the calls that waited too long for a message: gRPC knows deadlines of whole calls alone."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Condition()
+        self._deadlines: dict[Any, float] = {}
+        self._lost: set[Any] = set()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def watching(self, call: Any, seconds: float) -> Iterator[None]:
+        with self._lock:
+            self._deadlines[call] = time.monotonic() + seconds
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, name="blobtee-proxy", daemon=True)
+                self._thread.start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._deadlines.pop(call, None)
+
+    def lost(self, call: Any) -> bool:
+        """Whether `call` was given up."""
+        with self._lock:
+            if call not in self._lost:
+                return False
+            self._lost.remove(call)
+            return True
+
+    def stop(self) -> None:
+        with self._lock:
+            thread, self._thread = self._thread, None
+            self._lock.notify_all()
+        if thread is not None:
+            thread.join()
+
+    def _watch(self) -> None:
+        me = threading.current_thread()
+        while True:
+            with self._lock:
+                if self._thread is not me:
+                    return
+                now = time.monotonic()
+                late = [call for call, deadline in self._deadlines.items() if deadline < now]
+                self._lost.update(late)
+                # Coarse on purpose: a message that comes in time never wakes this thread.
+                if not late:
+                    self._lock.wait(1.0)
+            for call in late:
+                call.cancel()
+                with self._lock:
+                    self._deadlines.pop(call, None)
+
+
+@contextmanager
+def _cancelled_with_the_task(call: Any) -> Iterator[None]:
+    leave = tasks.current().on_cancel(call.cancel)
+    try:
+        yield
+    finally:
+        leave()
+
+
+def _method(name: str, answer: Any) -> tuple[str, Any, Any]:
+    return f"/{SERVICE}/{name}", _serialized, answer.FromString
+
+
+def _serialized(message: Any) -> bytes:
+    data: bytes = message.SerializeToString()
+    return data
