@@ -9,6 +9,7 @@ import pytest
 
 from blobtee.content import LocalStore
 from blobtee.registry import Hosts, NoCredentials, Registry, Settings
+from tests.integration.images import busybox_archive
 from tests.integration.servers import DockerRegistry, running_registry
 
 
@@ -29,3 +30,9 @@ def client() -> Iterator[Registry]:
 def store(tmp_path: Path) -> Iterator[LocalStore]:
     with LocalStore(tmp_path / "store") as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An OCI archive of an image that runs."""
+    return busybox_archive(tmp_path_factory.mktemp("busybox"))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,29 +13,11 @@ import pytest
 
 from blobtee import transfer
 from blobtee.content import LocalStore
-from tests.integration.daemons import BLOBTEE, Blobtee, Containerd, running_blobtee, running_containerd, wait_for
+from tests.integration.daemons import Blobtee, Containerd, running_blobtee, running_containerd, wait_for
+from tests.integration.images import NAME, hello, listed
 from tests.integration.servers import DockerRegistry, running_registry, tool
 
 pytestmark = [pytest.mark.xdist_group("containerd"), pytest.mark.timeout(1200)]
-
-NAME = "example.test/busybox:1"
-BUSYBOX = Path("/bin/busybox")
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image of Debian's static busybox, as an OCI archive with one name."""
-    folder = tmp_path_factory.mktemp("busybox")
-    tree = folder / "tree" / "bin"
-    tree.mkdir(parents=True)
-    shutil.copy(BUSYBOX, tree / "busybox")
-    for name in ("sh", "echo", "sleep", "true"):
-        (tree / name).symlink_to("busybox")
-    made = folder / "busybox.tar"
-    command = [*BLOBTEE, "layer", str(folder / "tree"), "-o", f"oci-archive:{made}:{NAME}"]
-    command += ["--root", str(folder / "store"), "--cmd", '["/bin/sh", "-c", "echo hello from busybox"]']
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +37,6 @@ def containerd(request: pytest.FixtureRequest, tmp_path: Path, blobtee: Blobtee)
     tool("runc")
     with running_containerd(tmp_path / "c", request.param, blobtee.socket("one")) as daemon:
         yield daemon
-
-
-def hello(containerd: Containerd, image: str = NAME) -> None:
-    # runc keeps the containers of all containerds of a machine in one folder, so that other tests may meet this one.
-    said = containerd.do("run", "--rm", "--net-host", image, f"greeter-{uuid.uuid4()}")
-    assert said == "hello from busybox\n"
-
-
-def listed(containerd: Containerd) -> list[str]:
-    return containerd.do("content", "ls", "-q").split()
 
 
 def remove_everything(containerd: Containerd) -> None:
@@ -89,9 +59,9 @@ def check_whole(blobtee: Blobtee) -> None:
 
 
 def test_an_image_comes_runs_goes_out_and_is_collected(
-    containerd: Containerd, blobtee: Blobtee, archive: Path, registry: DockerRegistry, tmp_path: Path
+    containerd: Containerd, blobtee: Blobtee, busybox: Path, registry: DockerRegistry, tmp_path: Path
 ) -> None:
-    containerd.do("images", "import", archive)
+    containerd.do("images", "import", busybox)
     hello(containerd)
     there = f"{registry.host}/from-{containerd.folder.parent.name.lower()}:1"
     containerd.do("images", "tag", NAME, there)
@@ -114,8 +84,8 @@ def test_an_image_comes_runs_goes_out_and_is_collected(
     wait_for("the bytes go", lambda: not blobtee.blobs(), 30)
 
 
-def test_everything_is_there_after_restarts(containerd: Containerd, blobtee: Blobtee, archive: Path) -> None:
-    containerd.do("images", "import", archive)
+def test_everything_is_there_after_restarts(containerd: Containerd, blobtee: Blobtee, busybox: Path) -> None:
+    containerd.do("images", "import", busybox)
     for how in (signal.SIGTERM, signal.SIGKILL):
         restart(blobtee, containerd, how)
         hello(containerd)
@@ -124,35 +94,35 @@ def test_everything_is_there_after_restarts(containerd: Containerd, blobtee: Blo
 
 @pytest.mark.parametrize("delay", [0.0, 0.02, 0.05, 0.1, 0.2])
 def test_a_kill_in_the_middle_of_an_import_loses_nothing(
-    tmp_path: Path, blobtee: Blobtee, archive: Path, delay: float
+    tmp_path: Path, blobtee: Blobtee, busybox: Path, delay: float
 ) -> None:
     with running_containerd(tmp_path / "c", "2", blobtee.socket("one")) as containerd:
         outcome: list[subprocess.CompletedProcess[str]] = []
-        importing = threading.Thread(target=lambda: outcome.append(containerd.ctr("images", "import", archive)))
+        importing = threading.Thread(target=lambda: outcome.append(containerd.ctr("images", "import", busybox)))
         importing.start()
         importing.join(delay)
         restart(blobtee, containerd, signal.SIGKILL)
         importing.join()
         # Done, or a clean failure; and it works when it is repeated.
         assert outcome[0].returncode in (0, 1)
-        containerd.do("images", "import", archive)
+        containerd.do("images", "import", busybox)
         hello(containerd)
         check_whole(blobtee)
 
 
-def test_two_containerds_on_one_store(tmp_path: Path, blobtee: Blobtee, archive: Path) -> None:
+def test_two_containerds_on_one_store(tmp_path: Path, blobtee: Blobtee, busybox: Path) -> None:
     with (
         running_containerd(tmp_path / "old", "1.6", blobtee.socket("one")) as old,
         running_containerd(tmp_path / "new", "2", blobtee.socket("two")) as new,
     ):
-        old.do("images", "import", archive)
+        old.do("images", "import", busybox)
         on_disk = blobtee.blobs()
-        new.do("images", "import", archive)
+        new.do("images", "import", busybox)
         assert blobtee.blobs() == on_disk
         remove_everything(old)
         assert listed(old) == []
         hello(new)
-        old.do("images", "import", archive)
+        old.do("images", "import", busybox)
         remove_everything(new)
         hello(old)
         check_whole(blobtee)

@@ -48,7 +48,7 @@ _logger = logging.getLogger("blobtee.serve")
     help="RPCs at once; more get RESOURCE_EXHAUSTED.  [default: what the limit on descriptors allows]",
 )
 @click.option("--log-format", type=click.Choice(("text", "json")), default="text", show_default=True)
-@verb()
+@verb(hosts=True)
 def command(
     session: Session,
     sockets: Sequence[str],
@@ -73,6 +73,7 @@ def command(
     """
     try:
         from blobtee.plugin import logs, systemd
+        from blobtee.plugin.lazy import SETTINGS
         from blobtee.plugin.metrics import MetricsServer
         from blobtee.plugin.server import Server
     except ImportError as error:
@@ -82,7 +83,8 @@ def command(
     logs.configure(log_format, quiet=session.output.quiet)
     with ExitStack() as stack:
         store = stack.enter_context(session.store())
-        server = Server(store, listens, max_streams=max_streams)
+        registry = stack.enter_context(session.registry(settings=SETTINGS))
+        server = Server(store, listens, registry=registry, max_streams=max_streams)
         if where is not None:
             stack.callback(MetricsServer(server.metrics, *where).close)
         server.start()

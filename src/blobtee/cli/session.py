@@ -26,6 +26,7 @@ from blobtee.errors import BlobteeError
 from blobtee.oci import Platform, Reference
 from blobtee.registry import Credential, Credentials, FileCredentials, Hosts, Registry
 from blobtee.registry.hosts import CONFIG_DIRS
+from blobtee.registry.settings import Settings
 from blobtee.tasks import Cancellation, scope
 from blobtee.transfer import Address, FileAddress, parse
 
@@ -59,6 +60,13 @@ class Session:
     hosts_dirs: tuple[str, ...] = ()
     _registry: Registry | None = field(default=None, repr=False)
 
+    @property
+    def names_a_registry(self) -> bool:
+        """Whether an option says how to speak to registries."""
+        return bool(self.username or self.password_stdin or self.hosts_dirs or self.plain_http is not None) or (
+            not self.tls_verify
+        )
+
     @contextmanager
     def store(self) -> Iterator[LocalStore]:
         with LocalStore(self.root) as store:
@@ -67,7 +75,7 @@ class Session:
             yield store
 
     @contextmanager
-    def registry(self, *addresses: Address | str) -> Iterator[Registry]:
+    def registry(self, *addresses: Address | str, settings: Settings | None = None) -> Iterator[Registry]:
         """The client for the registries that `addresses` name; options for one registry are about these."""
         hosts = {reference.host for reference in map(_reference, addresses) if reference is not None}
         found = Hosts(
@@ -76,7 +84,7 @@ class Session:
             https=hosts if self.plain_http is False else (),
             insecure=() if self.tls_verify else hosts,
         )
-        with Registry(hosts=found, credentials=self._credentials(hosts)) as registry:
+        with Registry(hosts=found, credentials=self._credentials(hosts), settings=settings) as registry:
             yield registry
 
     def _credentials(self, hosts: set[str]) -> Credentials:
@@ -163,6 +171,13 @@ _COMMON = (
     ),
     click.option("--debug", is_flag=True, help="Show tracebacks of errors."),
 )
+_HOSTS_DIR = click.option(
+    "--hosts-dir",
+    "hosts_dirs",
+    type=click.Path(file_okay=False),
+    multiple=True,
+    help="Folder of hosts.toml folders; may be given again.  [default: /etc/containerd/certs.d]",
+)
 _REMOTE = (
     click.option("--username", "-u", default="", help="Sign in as this user instead of as the files say."),
     click.option("--password-stdin", is_flag=True, help="Read the password from the first line of standard input."),
@@ -172,23 +187,22 @@ _REMOTE = (
         help="Speak HTTP to the registries named; the default is to do so on loopback only.",
     ),
     click.option("--tls-verify/--no-tls-verify", default=True, help="Check the registries' certificates (default)."),
-    click.option(
-        "--hosts-dir",
-        "hosts_dirs",
-        type=click.Path(file_okay=False),
-        multiple=True,
-        help="Folder of hosts.toml folders; may be given again.  [default: /etc/containerd/certs.d]",
-    ),
+    _HOSTS_DIR,
 )
 
 
-def verb(*, remote: bool = False) -> Callable[[_Callback], _Callback]:
-    """Make a function the callback of a verb: it gets a `Session` first, and what its own options give."""
+def verb(*, remote: bool = False, hosts: bool = False) -> Callable[[_Callback], _Callback]:
+    """Make a function the callback of a verb: it gets a `Session` first, and what its own options give.
+
+    A `remote` verb has all options for registries; one that names none, but may meet `hosts`, those for any.
+    """
+    extra = _REMOTE if remote else (_HOSTS_DIR,) if hosts else ()
+    names = _REMOTE_NAMES if remote else ("hosts_dirs",) if hosts else ()
 
     def decorate(function: _Callback) -> _Callback:
         @functools.wraps(function)
         def callback(root: Path, as_json: bool, quiet: bool, progress: str, debug: bool, **given: Any) -> int:
-            remote_options = {key: given.pop(key) for key in _REMOTE_NAMES} if remote else {}
+            remote_options = {key: given.pop(key) for key in names}
             session = Session(root, Output(as_json, quiet), "quiet" if quiet else progress, **remote_options)
 
             def work() -> int:
@@ -198,7 +212,7 @@ def verb(*, remote: bool = False) -> Callable[[_Callback], _Callback]:
             return interruptible(work)
 
         decorated: _Callback = callback
-        for option in reversed((*_COMMON, *(_REMOTE if remote else ()))):
+        for option in reversed((*_COMMON, *extra)):
             decorated = option(decorated)
         return decorated
 

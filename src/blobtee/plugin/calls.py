@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
 
-from blobtee.errors import BlobteeError
+from blobtee import tasks
+from blobtee.errors import BlobteeError, Cancelled
 from blobtee.plugin.observer import Observer
 from blobtee.wire.status import code_of
 
@@ -52,6 +54,15 @@ def stream(method: str, observer: Observer, request: Any, work: Callable[[Any, A
 def duplex(method: str, observer: Observer, request: Any, work: Callable[[Any, Any], Iterator[Any]]) -> Handler:
     """Many requests, many answers."""
     return grpc.stream_stream_rpc_method_handler(_streaming(method, observer, work), request.FromString, _serialized)
+
+
+@contextmanager
+def ending_with(context: grpc.ServicerContext) -> Iterator[None]:
+    """Do the block's work for as long as somebody waits for it: `Cancelled` when the client has gone."""
+    with tasks.scope() as cancellation:
+        if not context.add_callback(lambda: cancellation.cancel("the client has gone")):
+            raise Cancelled("the client has gone")
+        yield
 
 
 def _streaming(

@@ -25,6 +25,8 @@ class Metrics:
         self._seconds: defaultdict[tuple[str, str], list[int]] = defaultdict(lambda: [0] * (len(_BOUNDS) + 1))
         self._sums: Counter[tuple[str, str]] = Counter()
         self._bytes: Counter[tuple[str, str]] = Counter()
+        self._opened: Counter[tuple[str, str]] = Counter()
+        self._fetched: Counter[str] = Counter()
         self._gauges: dict[str, tuple[str, Callable[[], Mapping[str, float]]]] = {
             "process_open_fds": ("Open descriptors.", lambda: {"": len(os.listdir("/proc/self/fd"))}),
             "process_threads": ("Threads.", lambda: {"": len(os.listdir("/proc/self/task"))}),
@@ -49,6 +51,15 @@ class Metrics:
         with self._lock:
             self._bytes[tenant, direction] += nbytes
 
+    def count_opened(self, tenant: str, *, was_here: bool) -> None:
+        with self._lock:
+            self._opened[tenant, "hit" if was_here else "miss"] += 1
+
+    def fetched(self, source: str, nbytes: int) -> None:
+        """See `plugin.lazy.Fetching`."""
+        with self._lock:
+            self._fetched[source] += nbytes
+
     def text(self) -> str:
         """All of it, as Prometheus reads it."""
         return "".join(f"{line}\n" for line in self._lines())
@@ -56,6 +67,7 @@ class Metrics:
     def _lines(self) -> Iterator[str]:
         with self._lock:
             rpcs, sums, nbytes = dict(self._rpcs), dict(self._sums), dict(self._bytes)
+            opened, fetched = dict(self._opened), dict(self._fetched)
             seconds = {key: list(counts) for key, counts in self._seconds.items()}
         yield from _head("blobtee_rpcs_total", "RPCs that have ended, by gRPC status.", "counter")
         for (tenant, method, code), count in sorted(rpcs.items()):
@@ -72,6 +84,14 @@ class Metrics:
         yield from _head("blobtee_bytes_total", "Bytes of blobs, read by and written by clients.", "counter")
         for (tenant, direction), count in sorted(nbytes.items()):
             yield f'blobtee_bytes_total{{tenant="{tenant}",direction="{direction}"}} {count}'
+        yield from _head("blobtee_blobs_opened_total", "Blobs opened: here already, or lazy and brought.", "counter")
+        for (tenant, result), count in sorted(opened.items()):
+            yield f'blobtee_blobs_opened_total{{tenant="{tenant}",result="{result}"}} {count}'
+        yield from _head(
+            "blobtee_fetched_bytes_total", "Bytes of lazy blobs that were brought, by registry.", "counter"
+        )
+        for source, count in sorted(fetched.items()):
+            yield f'blobtee_fetched_bytes_total{{source="{source}"}} {count}'
         for name, (text, read) in self._gauges.items():
             yield from _head(name, text, "gauge")
             for labels, value in read().items():
@@ -93,6 +113,9 @@ class Tally:
 
     def received(self, nbytes: int) -> None:
         self._metrics.count_bytes(self._tenant, "received", nbytes)
+
+    def opened(self, *, was_here: bool) -> None:
+        self._metrics.count_opened(self._tenant, was_here=was_here)
 
 
 class MetricsServer:

@@ -17,6 +17,9 @@ class Observer(Protocol):
     def received(self, nbytes: int) -> None:
         """Bytes of a blob have been written."""
 
+    def opened(self, *, was_here: bool) -> None:
+        """A blob has been opened for reading: it was in the store, or is a lazy one that had to be brought first."""
+
 
 class _Silent:
     def rpc(self, method: str, code: str, seconds: float) -> None: ...
@@ -24,6 +27,8 @@ class _Silent:
     def sent(self, nbytes: int) -> None: ...
 
     def received(self, nbytes: int) -> None: ...
+
+    def opened(self, *, was_here: bool) -> None: ...
 
 
 SILENT: Observer = _Silent()

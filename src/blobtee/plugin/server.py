@@ -18,14 +18,19 @@ import grpc
 from blobtee.content import LocalStore
 from blobtee.errors import BlobteeError, Internal, InvalidArgument
 from blobtee.plugin.bridge import Bridge
+from blobtee.plugin.control import ControlService
 from blobtee.plugin.health import HealthService
+from blobtee.plugin.lazy import LazyBlobs
 from blobtee.plugin.metrics import Metrics
 from blobtee.plugin.references import References
 from blobtee.plugin.service import ContentService
 from blobtee.plugin.sockets import SocketFile
 from blobtee.plugin.sweeping import Sweeper
 from blobtee.plugin.tenants import Tenant
-from blobtee.wire.content import MAX_MESSAGE, SERVICE
+from blobtee.registry import Registry
+from blobtee.transfer.remote import default_registry
+from blobtee.wire import content, control
+from blobtee.wire.content import MAX_MESSAGE
 
 _logger = logging.getLogger(__name__)
 
@@ -76,9 +81,17 @@ class _Place:
 class Server:
     """Serves `store`, which stays the caller's, from `start` to `stop`. A context manager that stops at once."""
 
-    def __init__(self, store: LocalStore, listens: Sequence[Listen], *, max_streams: int | None = None) -> None:
+    def __init__(
+        self,
+        store: LocalStore,
+        listens: Sequence[Listen],
+        *,
+        registry: Registry | None = None,
+        max_streams: int | None = None,
+    ) -> None:
         """`max_streams` is how many RPCs may run at once; more are `RESOURCE_EXHAUSTED`, until some have ended. By
-        default it follows from the limit on descriptors, which is raised as far as it goes.
+        default it follows from the limit on descriptors, which is raised as far as it goes. Lazy blobs come through
+        `registry` (one for the process by default), which stays the caller's.
 
         `InvalidArgument`: a tenant's name or a path that cannot be, or one that is there twice.
         """
@@ -93,7 +106,9 @@ class Server:
         self._store = store
         self._listens = listens
         self._references = References(store.metadata)
-        self._sweeper = Sweeper(store, self._references)
+        self._registry = registry or default_registry()
+        self._lazy = LazyBlobs(store, self._registry, self.metrics)
+        self._sweeper = Sweeper(store, self._references, self._lazy)
         self._places: list[_Place] = []
         self._started = False
 
@@ -141,14 +156,20 @@ class Server:
         self.stop(0)
 
     def _place(self, listen: Listen) -> _Place:
-        tenant = Tenant(listen.tenant, self._store, self._references, self._sweeper.wake)
+        tally = self.metrics.of(listen.tenant)
+        tenant = Tenant(
+            listen.tenant, self._store, self._references, self._lazy, observer=tally, on_delete=self._sweeper.wake
+        )
         # A socket of systemd's is passed on to one of our own, where only root may reach it.
         path = listen.path or self._store.root / f".{listen.tenant}.sock"
         file = SocketFile(path, mode=listen.mode if listen.path else 0o600, group=listen.group)
         limit = max(1, self.max_streams // len(self._listens))
         server = grpc.server(_Threads(limit), options=_OPTIONS, maximum_concurrent_rpcs=limit)
-        health = HealthService([SERVICE])
-        server.add_generic_rpc_handlers((ContentService(tenant, self.metrics.of(listen.tenant)), health))
+        health = HealthService([content.SERVICE, control.SERVICE])
+        service = ContentService(tenant, tally, tenant.is_here)
+        server.add_generic_rpc_handlers(
+            (service, health, ControlService(self._store, self._lazy, self._registry, tally))
+        )
         try:
             server.add_insecure_port(f"unix:{file.temporary}")
         except RuntimeError as error:

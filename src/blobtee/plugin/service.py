@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
 from typing import Any
 
-from blobtee.content.api import Store
+from blobtee.content.api import ReaderAt, Store
 from blobtee.content.proxy.messages import info_message, status_message
 from blobtee.errors import InvalidArgument, NotFound, OutOfRange
 from blobtee.oci import Descriptor, Digest
@@ -32,10 +32,11 @@ class ContentService(calls.Service):
     for ever when one of them is not answered.
     """
 
-    def __init__(self, store: Store, observer: Observer = SILENT) -> None:
+    def __init__(self, store: Store, observer: Observer = SILENT, is_here: Callable[[str], bool] | None = None) -> None:
+        """`is_here` says whether the bytes of a blob are in `store`, where its `info` knows of others too."""
         self._store = store
         self._observer = observer
-        self._writing = Writing(store, observer)
+        self._writing = Writing(store, observer, is_here)
         one = functools.partial(self._handler, calls.unary)
         many = functools.partial(self._handler, calls.stream)
         super().__init__(
@@ -88,9 +89,13 @@ class ContentService(calls.Service):
             self._store.delete(digest)
         return _EMPTY
 
-    def _read(self, request: Any, _: Any) -> Iterator[Any]:
+    def _open(self, digest: Digest, context: Any) -> ReaderAt:
+        with calls.ending_with(context):  # a lazy blob may take its time
+            return self._store.reader_at(Descriptor("", digest, -1))
+
+    def _read(self, request: Any, context: Any) -> Iterator[Any]:
         digest = Digest(request.digest)
-        with self._store.reader_at(Descriptor("", digest, -1)) as reader:
+        with self._open(digest, context) as reader:
             begin = max(request.offset, 0)
             if begin > reader.size:
                 raise OutOfRange(f"offset {begin} is past the end of blob {digest} of {reader.size} bytes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import socket
 import stat
@@ -14,6 +15,8 @@ from blobtee.errors import AlreadyExists, InvalidArgument
 
 MAX_PATH = 107
 """Bytes of a socket's path (Linux, unix(7))."""
+
+_count = itertools.count()
 
 
 class SocketFile:
@@ -27,7 +30,7 @@ class SocketFile:
         self.path = Path(os.path.abspath(path))
         self._mode = mode
         self._group = group
-        self.temporary = self.path.with_name(f".{os.getpid():x}-{id(self) & 0xFFFF:x}")
+        self.temporary = self.path.with_name(f".{os.getpid():x}-{next(_count):x}")
         for each in (self.path, self.temporary):
             if "\0" in str(each) or len(os.fsencode(each)) > MAX_PATH:
                 raise InvalidArgument(f"the path of a socket has at most {MAX_PATH} bytes: {str(each)!r:.300}")

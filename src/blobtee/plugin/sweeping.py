@@ -11,6 +11,7 @@ from blobtee.cache.leases import Leases
 from blobtee.cache.marking import Marking
 from blobtee.content import LocalStore
 from blobtee.errors import BlobteeError, Closed, DataLoss, NotFound
+from blobtee.plugin.lazy import LazyBlobs
 from blobtee.plugin.references import References
 
 _logger = logging.getLogger(__name__)
@@ -28,8 +29,9 @@ _BATCH = 200
 class Sweeper:
     """Sweeps in a thread of its own, from `start` to `stop`, and first of all what an earlier life left."""
 
-    def __init__(self, store: LocalStore, references: References) -> None:
+    def __init__(self, store: LocalStore, references: References, lazy: LazyBlobs | None = None) -> None:
         self._store = store
+        self._lazy = lazy
         self._references = references
         self._leases = Leases(store.metadata)
         self._wanted = threading.Event()
@@ -68,6 +70,8 @@ class Sweeper:
         if marking.blind:
             _logger.warning("nothing is removed: %s", "; ".join(marking.problems))
             return 0
+        if self._lazy is not None:
+            self._lazy.forget(needed)
         removed = 0
         rest = iter(orphans)
         while batch := list(islice(rest, _BATCH)):

@@ -3,7 +3,8 @@
 containerd's garbage collection deletes every blob of its content store that this containerd does not know. So a tenant
 sees what it holds and nothing else in a list, and deleting takes its reference and nothing else; the bytes go when
 nobody needs them (`plugin.sweeping`). What it asks for by digest, it gets when the store has it for anybody: the blob
-is the tenant's own from then on, and nothing was moved.
+is the tenant's own from then on, and nothing was moved. So it gets what the store only knows where to find
+(`plugin.lazy`); that is brought when it is read.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from blobtee.content import LocalStore, filters
 from blobtee.content.api import Info, ReaderAt, Status, Writer
 from blobtee.content.ingests import encode_ref
 from blobtee.content.labels import checked
-from blobtee.errors import AlreadyExists, BlobteeError, DataLoss, NotFound
+from blobtee.errors import AlreadyExists, BlobteeError, DataLoss, NotFound, RefLocked
 from blobtee.oci import Descriptor, Digest
+from blobtee.plugin.lazy import LazyBlobs
+from blobtee.plugin.observer import SILENT, Observer
 from blobtee.plugin.references import Reference, References
 
 if TYPE_CHECKING:
@@ -35,21 +38,41 @@ class Tenant:
     """
 
     def __init__(
-        self, name: str, store: LocalStore, references: References, on_delete: Callable[[], None] = lambda: None
+        self,
+        name: str,
+        store: LocalStore,
+        references: References,
+        lazy: LazyBlobs | None = None,
+        *,
+        observer: Observer = SILENT,
+        on_delete: Callable[[], None] = lambda: None,
     ) -> None:
         """Make the tenant, if the store does not know it yet. `InvalidArgument`: no name for one."""
         references.begin(name)
         self.name = name
         self._store = store
         self._references = references
+        self._lazy = lazy
+        self._observer = observer
         self._on_delete = on_delete
         self._prefix = f"tenant/{name}/"
 
     # ---- Provider, Manager --------------------------------------------------------------------------------------
 
     def reader_at(self, desc: Descriptor) -> ReaderAt:
-        self._find(Digest(desc.digest))
-        return self._store.reader_at(desc)
+        """See `Provider`. A lazy blob is brought first; see `LazyBlobs.bring` for how that may fail."""
+        digest = self._find(Digest(desc.digest)).digest
+        try:
+            reader = self._store.reader_at(desc)
+        except NotFound:
+            if self._lazy is None:
+                raise
+            self._lazy.bring(digest)
+            reader = self._store.reader_at(desc)
+            self._observer.opened(was_here=False)
+        else:
+            self._observer.opened(was_here=True)
+        return reader
 
     def info(self, digest: str) -> Info:
         return self._info(self._find(Digest(digest)))
@@ -74,12 +97,20 @@ class Tenant:
     def writer(self, ref: str, *, total: int = 0, expected: str | None = None) -> Writer:
         encode_ref(ref)  # with the prefix, what is no ref would be one
         try:
-            return TenantWriter(self, self._store.writer(self._prefix + ref, total=total, expected=expected))
+            writer = self._store.writer(self._prefix + ref, total=total, expected=expected)
         except AlreadyExists:
             # Somebody else's, or still there: the tenant holds it from here on. When the sweep was quicker, the second
             # opening finds it gone.
             with self.holding(Digest(expected or "")):
-                return TenantWriter(self, self._store.writer(self._prefix + ref, total=total, expected=expected))
+                writer = self._store.writer(self._prefix + ref, total=total, expected=expected)
+        if expected and self._is_lazy(Digest(expected)):
+            writer.close()
+            with suppress(RefLocked):
+                self.abort(ref)
+            raise AlreadyExists(
+                f"blob {self._find(Digest(expected)).digest} is known to the store: read it, and it comes"
+            )
+        return TenantWriter(self, writer)
 
     def status(self, ref: str) -> Status:
         if not ref:
@@ -110,6 +141,14 @@ class Tenant:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def is_here(self, digest: str) -> bool:
+        """Whether the tenant can have the blob without it being brought from anywhere."""
+        try:
+            self._store.info(self._find(Digest(digest)).digest)
+        except (NotFound, DataLoss):
+            return False
+        return True
 
     # ---- for the writer ---------------------------------------------------------------------------------------------
 
@@ -145,15 +184,16 @@ class Tenant:
         return dataclasses.replace(status, ref=status.ref.removeprefix(self._prefix))
 
     def _find(self, digest: Digest) -> Reference:
-        """The tenant's reference, made when the store has the blob for somebody else; `NotFound`."""
+        """The tenant's reference, made when the store has the blob for somebody else, or knows it; `NotFound`."""
         try:
             return self._references.get(self.name, digest)
         except NotFound:
-            self._store.info(digest)
-        # Hold first, look afterwards: what is there then, no sweep takes away.
-        made = self._references.hold(self.name, digest, orphans=False)
+            self._size(digest)
+        # Hold first, look afterwards: what is there then, no sweep takes away. What was let go of is there no more
+        # until somebody writes it again; unless it can be had anew, so that it may as well stay.
+        made = self._references.hold(self.name, digest, orphans=self._is_lazy(digest))
         try:
-            self._store.info(digest)
+            self._size(digest)
         except BlobteeError:
             if made:
                 self._let_go_of_nothing(digest)
@@ -176,8 +216,26 @@ class Tenant:
                 self._references.let_go(self.name, digest, is_there=False)
 
     def _info(self, reference: Reference) -> Info:
-        kept = self._store.info(reference.digest)
-        return Info(reference.digest, kept.size, reference.created_at, reference.updated_at, reference.labels)
+        size = self._size(reference.digest)
+        return Info(reference.digest, size, reference.created_at, reference.updated_at, reference.labels)
+
+    def _size(self, digest: Digest) -> int:
+        """Bytes of a blob that is here, or is said to have as many; `NotFound`."""
+        try:
+            return self._store.info(digest).size
+        except NotFound:
+            if self._lazy is None:
+                raise
+            return self._lazy.get(digest).desc.size
+
+    def _is_lazy(self, digest: Digest) -> bool:
+        if self._lazy is None:
+            return False
+        try:
+            self._lazy.get(digest)
+        except (NotFound, DataLoss):
+            return False
+        return True
 
     def _walk(self, matches: filters.Filter) -> Iterator[Info]:
         after = ""

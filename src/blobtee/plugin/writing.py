@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -23,8 +23,9 @@ _PAUSE = 0.005
 class Writing:
     """The writes of one service. Thread-safe."""
 
-    def __init__(self, store: Store, observer: Observer) -> None:
+    def __init__(self, store: Store, observer: Observer, is_here: Callable[[str], bool] | None = None) -> None:
         self._store = store
+        self.has = is_here or self._has
         self._observer = observer
         self._open: dict[str, Writer] = {}
 
@@ -69,7 +70,7 @@ class Writing:
                     time.sleep(_PAUSE)  # it is just being opened, or another server's
         raise RefLocked(f"ingest {ref[:200]!r} is being written elsewhere")
 
-    def has(self, digest: str) -> bool:
+    def _has(self, digest: str) -> bool:
         try:
             self._store.info(digest)
         except (NotFound, DataLoss):

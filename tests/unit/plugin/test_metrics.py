@@ -17,6 +17,9 @@ def test_counters_in_the_form_that_prometheus_reads() -> None:
     tally.sent(5)
     tally.sent(6)
     tally.received(7)
+    tally.opened(was_here=True)
+    tally.opened(was_here=False)
+    metrics.fetched("registry.example", 8)
     metrics.gauge("of_mine", "Mine.", lambda: {'tenant="one"': 3})
     lines = metrics.text().splitlines()
     for line in (
@@ -30,6 +33,9 @@ def test_counters_in_the_form_that_prometheus_reads() -> None:
         'blobtee_rpc_seconds_sum{tenant="one",method="Info"} 100.002000',
         'blobtee_bytes_total{tenant="one",direction="sent"} 11',
         'blobtee_bytes_total{tenant="one",direction="received"} 7',
+        'blobtee_blobs_opened_total{tenant="one",result="hit"} 1',
+        'blobtee_blobs_opened_total{tenant="one",result="miss"} 1',
+        'blobtee_fetched_bytes_total{source="registry.example"} 8',
         'of_mine{tenant="one"} 3',
         "# TYPE blobtee_rpc_seconds histogram",
         "# TYPE process_open_fds gauge",

@@ -202,6 +202,9 @@ def test_the_observer_is_told_of_every_end(store: LocalStore, tmp_path: Path) ->
         def received(self, nbytes: int) -> None:
             counted["received"] += nbytes
 
+        def opened(self, *, was_here: bool) -> None:
+            raise AssertionError("this store has no lazy blobs")
+
     with serving(store, tmp_path / "socket", Counting()) as client:
         digest = client.put("a", os.urandom(8 * MAX_DATA))
         assert len(client.read(digest, size=10)) == 10

@@ -64,3 +64,8 @@ def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
 def test_paths_that_no_socket_has(name: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument):
         SocketFile(tmp_path / name)
+
+
+def test_no_two_sockets_of_a_folder_are_made_under_one_name(tmp_path: Path) -> None:
+    made = {SocketFile(tmp_path / str(number)).temporary for number in range(2000)}
+    assert len(made) == 2000

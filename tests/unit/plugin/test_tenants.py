@@ -239,7 +239,7 @@ def test_a_walk_pages_and_may_delete(one: Tenant) -> None:
 
 def test_the_sweeper_wakes_by_itself(store: LocalStore, references: References) -> None:
     sweeper = Sweeper(store, references)
-    tenant = Tenant("one", store, references, sweeper.wake)
+    tenant = Tenant("one", store, references, on_delete=sweeper.wake)
     put(tenant)
     sweeper.start()
     try:

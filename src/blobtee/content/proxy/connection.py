@@ -1,11 +1,12 @@
-"""Calls of the content service: bounded in time, ended by a cancellation, failing in errors of ours."""
+"""Calls of a service on a socket: bounded in time, ended by a cancellation, failing in errors of ours."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ import grpc
 
 from blobtee import tasks
 from blobtee.errors import BlobteeError, Closed, ConnectionFailed, DeadlineExceeded, ProtocolViolation
-from blobtee.wire.content import MAX_MESSAGE, SERVICE, messages
+from blobtee.wire.content import MAX_MESSAGE
 from blobtee.wire.status import error_of
-from blobtee.wire.table import common
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -27,30 +27,33 @@ _OPTIONS = [
     # Two stores with one address are two connections: closing one is nothing to the other.
     ("grpc.use_local_subchannel_pool", 1),
 ]
-_UNARY = {
-    "Info": messages.InfoResponse,
-    "Update": messages.UpdateResponse,
-    "Delete": common.Empty,
-    "Status": messages.StatusResponse,
-    "ListStatuses": messages.ListStatusesResponse,
-    "Abort": common.Empty,
-}
-_STREAMED = {"List": messages.ListContentResponse, "Read": messages.ReadContentResponse}
+
+
+@dataclass(frozen=True)
+class Methods:
+    """The methods of a service and the messages they answer with: one, many, or one for each request."""
+
+    service: str
+    unary: Mapping[str, Any]
+    streamed: Mapping[str, Any] = field(default_factory=dict)
+    duplex: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Connection:
-    """One server. Thread-safe. `timeout` is how many seconds it may leave a question without an answer."""
+    """One service of one server. Thread-safe. `timeout` is how many seconds it may leave a question unanswered."""
 
-    def __init__(self, address: Path, metadata: Mapping[str, str], timeout: float) -> None:
+    def __init__(
+        self, address: Path, methods: Methods, timeout: float, metadata: Mapping[str, str] | None = None
+    ) -> None:
         self.address = address
         self.timeout = timeout
-        self._metadata = tuple(metadata.items())
-        self._channel = grpc.insecure_channel(f"unix:{address}", options=_OPTIONS)
+        self._metadata = tuple((metadata or {}).items())
+        self._channel = channel = grpc.insecure_channel(f"unix:{address}", options=_OPTIONS)
         self._patience = _Patience()
         self._closed = False
-        self._unary = {name: self._channel.unary_unary(*_method(name, kind)) for name, kind in _UNARY.items()}
-        self._streamed = {name: self._channel.unary_stream(*_method(name, kind)) for name, kind in _STREAMED.items()}
-        self._write = self._channel.stream_stream(*_method("Write", messages.WriteContentResponse))
+        self._unary = _opened(channel.unary_unary, methods.service, methods.unary)
+        self._streamed = _opened(channel.unary_stream, methods.service, methods.streamed)
+        self._duplex = _opened(channel.stream_stream, methods.service, methods.duplex)
 
     def ask(self, method: str, request: Any, doing: str) -> Any:
         """The answer to one request. `doing` completes the sentence "cannot …"."""
@@ -59,15 +62,15 @@ class Connection:
         with self.failing(call, doing), _cancelled_with_the_task(call):
             return call.result()
 
-    def read(self, method: str, request: Any) -> Any:
+    def stream(self, method: str, request: Any) -> Any:
         """The running call of a method that answers with many messages: take them by `next`, then cancel it."""
         self.check_open()
         return self._streamed[method](request, metadata=self._metadata)
 
-    def write(self, requests: Iterator[Any]) -> Any:
-        """The running call of a write."""
+    def converse(self, method: str, requests: Iterator[Any]) -> Any:
+        """The running call of a method that answers each of `requests`."""
         self.check_open()
-        return self._write(requests, metadata=self._metadata)
+        return self._duplex[method](requests, metadata=self._metadata)
 
     def next(self, call: Any, doing: str) -> Any | None:
         """The next message of a running call; None when the server has ended it, with success."""
@@ -113,7 +116,7 @@ class Connection:
         if code is grpc.StatusCode.UNAVAILABLE:
             # Either from gRPC itself, which cannot reach the server, or from the server, which means a locked ref by
             # it: the two look the same. Who can meet a locked ref asks what it is (`ProxyStore`).
-            return ConnectionFailed(f"cannot {doing}: {detail} (content service at {self.address})")
+            return ConnectionFailed(f"cannot {doing}: {detail} (at {self.address})")
         return error_of(code, f"cannot {doing}: {detail}")
 
 
@@ -181,8 +184,8 @@ def _cancelled_with_the_task(call: Any) -> Iterator[None]:
         leave()
 
 
-def _method(name: str, answer: Any) -> tuple[str, Any, Any]:
-    return f"/{SERVICE}/{name}", _serialized, answer.FromString
+def _opened(kind: Callable[..., Any], service: str, answers: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: kind(f"/{service}/{name}", _serialized, answer.FromString) for name, answer in answers.items()}
 
 
 def _serialized(message: Any) -> bytes:

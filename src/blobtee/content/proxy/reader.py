@@ -39,7 +39,7 @@ class ProxyReader(ReaderAt):
         self._lock = threading.Lock()
         self._saved: FileReader | None = None
         self._closed = False
-        self._anchor = connection.read("Read", messages.ReadContentRequest(digest=digest))
+        self._anchor = connection.stream("Read", messages.ReadContentRequest(digest=digest))
         try:
             connection.begun(self._anchor, self._doing)
         except BaseException:
@@ -75,7 +75,7 @@ class ProxyReader(ReaderAt):
 
     def _ask(self, offset: int, piece: memoryview) -> None:
         request = messages.ReadContentRequest(digest=self._digest, offset=offset, size=piece.nbytes)
-        call = self._connection.read("Read", request)
+        call = self._connection.stream("Read", request)
         filled = 0
         try:
             while filled < piece.nbytes:

@@ -15,14 +15,28 @@ from blobtee.content.api import Info, ReaderAt, Status, Writer
 from blobtee.content.checks import check_total
 from blobtee.content.ingests import encode_ref
 from blobtee.content.labels import merged
-from blobtee.content.proxy.connection import Connection
+from blobtee.content.proxy.connection import Connection, Methods
 from blobtee.content.proxy.messages import info_of, ref_of, ref_text, status_of
 from blobtee.content.proxy.reader import ProxyReader
 from blobtee.content.proxy.writer import ProxyWriter
 from blobtee.errors import BlobteeError, ConnectionFailed, InvalidArgument, NotFound, RefLocked, SizeMismatch
 from blobtee.oci import Descriptor, Digest
-from blobtee.wire.content import messages
+from blobtee.wire.content import SERVICE, messages
 from blobtee.wire.table import common
+
+_METHODS = Methods(
+    SERVICE,
+    unary={
+        "Info": messages.InfoResponse,
+        "Update": messages.UpdateResponse,
+        "Delete": common.Empty,
+        "Status": messages.StatusResponse,
+        "ListStatuses": messages.ListStatusesResponse,
+        "Abort": common.Empty,
+    },
+    streamed={"List": messages.ListContentResponse, "Read": messages.ReadContentResponse},
+    duplex={"Write": messages.WriteContentResponse},
+)
 
 
 class ProxyStore:
@@ -57,7 +71,7 @@ class ProxyStore:
         for name in metadata.values():
             if not name.isascii() or not name.isprintable():
                 raise InvalidArgument(f"no name of a namespace or lease: {name!r:.80}")
-        self._connection = Connection(Path(path).absolute(), metadata, timeout)
+        self._connection = Connection(Path(path).absolute(), _METHODS, timeout, metadata)
         self._lock = threading.Lock()
         self._writers: dict[str, ProxyWriter | None] = {}
 
@@ -168,7 +182,7 @@ class ProxyStore:
         self.close()
 
     def _walk(self, filters_: tuple[str, ...]) -> Iterator[Info]:
-        call = self._connection.read("List", messages.ListContentRequest(filters=filters_))
+        call = self._connection.stream("List", messages.ListContentRequest(filters=filters_))
         try:
             while (page := self._connection.next(call, "list blobs")) is not None:
                 for info in page.info:

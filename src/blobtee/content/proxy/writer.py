@@ -48,7 +48,7 @@ class ProxyWriter(Writer):
         self._doing = f"write ingest {ref[:200]!r}"
         self._on_close = on_close
         self._requests: SimpleQueue[Any] = SimpleQueue()
-        self._call = connection.write(iter(self._requests.get, None))
+        self._call = connection.converse("Write", iter(self._requests.get, None))
         self._open = True
         self._status = Status(ref, 0, total)
         self._digest = Digest.of(b"")
@@ -157,7 +157,7 @@ class ProxyWriter(Writer):
         while self._connection.next(self._call, self._doing) is not None:
             pass
         self._requests = SimpleQueue()
-        self._call = self._connection.write(iter(self._requests.get, None))
+        self._call = self._connection.converse("Write", iter(self._requests.get, None))
         self._send(STAT, ref=ref_text(self._status.ref), expected=self._status.expected or "")
         self._receive()
 

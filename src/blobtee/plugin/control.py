@@ -1,0 +1,53 @@
+"""`blobtee.control.v1.Control`: making an image known to a server that runs."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from blobtee import transfer
+from blobtee.content import LocalStore
+from blobtee.errors import InvalidArgument
+from blobtee.oci import Reference
+from blobtee.plugin import calls
+from blobtee.plugin.lazy import LazyBlobs
+from blobtee.plugin.observer import Observer
+from blobtee.registry import Registry
+from blobtee.wire.control import SERVICE, messages
+
+_logger = logging.getLogger(__name__)
+
+
+class ControlService(calls.Service):
+    """Serves `store`, with what `registry` is told of hosts and credentials. Both stay the caller's."""
+
+    def __init__(self, store: LocalStore, lazy: LazyBlobs, registry: Registry, observer: Observer) -> None:
+        self._store = store
+        self._lazy = lazy
+        self._registry = registry
+        pull = calls.unary("Pull", observer, messages.PullRequest, self._pull)
+        super().__init__(SERVICE, {"Pull": pull})
+
+    def _pull(self, request: Any, context: Any) -> Any:
+        """Fetch the image's documents, give it its name, and make its layers known."""
+        source = transfer.parse(request.image)
+        if not isinstance(source, Reference):
+            raise InvalidArgument(f"{request.image}: only images in a registry can be pulled lazily")
+        with calls.ending_with(context):
+            image = transfer.pull(
+                request.image, self._store, lazy=True, platform=request.platform or None, registry=self._registry
+            )
+        with image:
+            layers = image.manifest.layers
+            self._lazy.know(layers, source)
+            _logger.info("knows %s, %d layers", image.name, len(layers))
+            return messages.PullResponse(
+                name=image.name,
+                digest=image.descriptor.digest,
+                media_type=image.descriptor.media_type,
+                platform=str(image.platform or ""),
+                layers=[
+                    messages.Layer(digest=layer.digest, size=layer.size, media_type=layer.media_type)
+                    for layer in layers
+                ],
+            )

@@ -1,0 +1,38 @@
+"""An image that runs, of Debian's static busybox, and what tests of containerd ask of it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import uuid
+from pathlib import Path
+
+from tests.integration.daemons import BLOBTEE, Containerd
+
+NAME = "example.test/busybox:1"
+BUSYBOX = Path("/bin/busybox")
+
+
+def busybox_archive(folder: Path, applets: tuple[str, ...] = ("sh", "echo", "sleep", "true")) -> Path:
+    """An OCI archive in `folder` with one image, `NAME`, that greets."""
+    tree = folder / "tree" / "bin"
+    tree.mkdir(parents=True)
+    shutil.copy(BUSYBOX, tree / "busybox")
+    for applet in applets:
+        (tree / applet).symlink_to("busybox")
+    made = folder / "busybox.tar"
+    command = [*BLOBTEE, "layer", str(folder / "tree"), "-o", f"oci-archive:{made}:{NAME}"]
+    command += ["--root", str(folder / "store"), "--cmd", '["/bin/sh", "-c", "echo hello from busybox"]']
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    return made
+
+
+def hello(containerd: Containerd, image: str = NAME) -> None:
+    """Run it; it has to greet."""
+    # runc keeps the containers of all containerds of a machine in one folder, so that other tests may meet this one.
+    said = containerd.do("run", "--rm", "--net-host", image, f"greeter-{uuid.uuid4()}")
+    assert said == "hello from busybox\n"
+
+
+def listed(containerd: Containerd) -> list[str]:
+    return containerd.do("content", "ls", "-q").split()

@@ -1,0 +1,252 @@
+"""Blobs that a server knows without having them, through its sockets."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from blobtee.cache import CacheManager
+from blobtee.content import LocalStore
+from blobtee.content.proxy import ProxyStore
+from blobtee.errors import (
+    AlreadyExists,
+    BlobteeError,
+    ConnectionFailed,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unimplemented,
+)
+from blobtee.oci import Descriptor, Digest, Reference
+from blobtee.plugin.client import Pulled, pull_lazily
+from blobtee.plugin.lazy import LazyBlobs
+from blobtee.plugin.server import Listen, Server
+from blobtee.registry import Registry
+from blobtee.registry.settings import Settings
+from blobtee.testing import Answer, MemoryRegistry, Request, image
+from tests.unit.plugin.contentclient import serving
+
+SOURCE = image([{"etc/name": b"base" * 50_000}, {"etc/name": b"top" * 3}])
+QUICK = Settings(backoff=0.01, patience=0.1)
+FIRST, SECOND = (layer.descriptor for layer in SOURCE.layers)
+
+
+@pytest.fixture
+def registry() -> Iterator[MemoryRegistry]:
+    with MemoryRegistry() as registry:
+        yield registry
+
+
+@pytest.fixture
+def server(store: LocalStore, tmp_path: Path) -> Iterator[Server]:
+    listens = [Listen("one", tmp_path / "one.sock"), Listen("two", tmp_path / "two.sock")]
+    with Registry(settings=QUICK) as client, Server(store, listens, registry=client) as server:
+        yield server
+
+
+@pytest.fixture
+def one(server: Server, tmp_path: Path) -> Iterator[ProxyStore]:
+    with ProxyStore(tmp_path / "one.sock") as one:
+        yield one
+
+
+@pytest.fixture
+def two(server: Server, tmp_path: Path) -> Iterator[ProxyStore]:
+    with ProxyStore(tmp_path / "two.sock") as two:
+        yield two
+
+
+@pytest.fixture
+def known(server: Server, registry: MemoryRegistry, tmp_path: Path) -> Pulled:
+    name = SOURCE.push(registry, "team/app", "v1")
+    pulled = pull_lazily(tmp_path / "one.sock", name)
+    registry.reset()
+    return pulled
+
+
+def read(store: ProxyStore, desc: Descriptor) -> bytes:
+    with store.reader_at(desc) as reader:
+        return reader.read_at(0, desc.size)
+
+
+def moved(registry: MemoryRegistry) -> int:
+    return registry.counters.sent["blob"]
+
+
+def listed(store: ProxyStore) -> set[str]:
+    return {info.digest for info in store.walk()}
+
+
+def test_a_lazy_pull_moves_documents_and_makes_everything_known(
+    known: Pulled, one: ProxyStore, registry: MemoryRegistry
+) -> None:
+    assert known.digest == SOURCE.descriptor.digest
+    assert [(layer.digest, layer.size, layer.media_type) for layer in known.layers] == [
+        (layer.digest, layer.size, layer.media_type) for layer in (FIRST, SECOND)
+    ]
+    assert listed(one) == set(), "nothing is listed that nobody has asked for"
+    for desc in (SOURCE.descriptor, FIRST, SECOND):
+        assert one.info(desc.digest).size == desc.size
+    assert listed(one) == {SOURCE.descriptor.digest, FIRST.digest, SECOND.digest}
+    assert moved(registry) == 0
+
+
+def test_bytes_come_when_they_are_read_once_for_all(
+    known: Pulled, one: ProxyStore, two: ProxyStore, registry: MemoryRegistry, server: Server
+) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda number: read((one, two)[number % 2], FIRST), range(8)))
+    assert set(got) == {SOURCE.layers[0].data}
+    assert moved(registry) == FIRST.size
+    assert read(two, FIRST) == SOURCE.layers[0].data
+    assert moved(registry) == FIRST.size
+    text = server.metrics.text()
+    assert f'blobtee_fetched_bytes_total{{source="{registry.host}"}} {FIRST.size}' in text
+    assert 'blobtee_blobs_opened_total{tenant="two",result="hit"}' in text
+
+
+def test_a_source_that_is_gone_is_a_failed_precondition_and_forgotten_when_it_is_back(
+    known: Pulled, one: ProxyStore, registry: MemoryRegistry
+) -> None:
+    away = True
+
+    def fault(request: Request) -> Answer | None:
+        return Answer(status=404) if away and request.kind == "blob" else None
+
+    registry.fault(fault)
+    with pytest.raises(FailedPrecondition, match="not to be had now") as caught:
+        read(one, FIRST)
+    assert caught.value.code == "FAILED_PRECONDITION"
+    assert one.info(FIRST.digest).size == FIRST.size
+    away = False
+    assert read(one, FIRST) == SOURCE.layers[0].data
+
+
+def test_a_registry_that_is_down_is_a_failed_precondition(
+    known: Pulled, one: ProxyStore, registry: MemoryRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["blobtee.content.copy"], "RETRIES", 0)
+    registry.stop()
+    with pytest.raises(FailedPrecondition, match="not to be had now"):
+        read(one, SECOND)
+
+
+def test_wrong_bytes_are_never_served(known: Pulled, one: ProxyStore, registry: MemoryRegistry) -> None:
+    wrong = b"x" * FIRST.size
+    registry.remove_blob(FIRST.digest)
+    registry.add_blob("team/app", wrong, FIRST.digest)
+    with pytest.raises(BlobteeError, match=FIRST.digest.hex[:12]):
+        read(one, FIRST)
+    assert read(one, SECOND) == SOURCE.layers[1].data
+
+
+def test_writers_of_known_blobs_are_told_so_before_they_send_anything(known: Pulled, one: ProxyStore) -> None:
+    with pytest.raises(AlreadyExists):
+        one.writer("ref", expected=FIRST.digest)
+    assert one.statuses() == []
+    one.writer("ref").close()
+
+
+def test_bytes_that_somebody_sends_all_the_same_are_kept(
+    known: Pulled, one: ProxyStore, registry: MemoryRegistry
+) -> None:
+    assert one.info(SECOND.digest).size == SECOND.size
+    with one.writer("ref") as writer:
+        writer.write(SOURCE.layers[1].data)
+        assert writer.commit(SECOND.size, SECOND.digest, {"a": "b"}).labels == {"a": "b"}
+    assert read(one, SECOND) == SOURCE.layers[1].data
+    assert moved(registry) == 0
+
+
+def test_deleting_lets_go_of_what_came_and_it_can_come_again(
+    known: Pulled, one: ProxyStore, store: LocalStore, registry: MemoryRegistry
+) -> None:
+    one.update(FIRST.digest, {"label": "of before"})
+    assert read(one, FIRST)
+    one.delete(FIRST.digest)
+    assert listed(one) == set()
+    again = one.info(FIRST.digest)
+    assert (again.size, dict(again.labels)) == (FIRST.size, {})
+    assert read(one, FIRST) == SOURCE.layers[0].data
+
+
+def test_what_is_known_outlives_a_restart_and_its_image_for_who_holds_it(
+    store: LocalStore, registry: MemoryRegistry, tmp_path: Path
+) -> None:
+    name = SOURCE.push(registry, "team/app", "v1")
+    path = tmp_path / "one.sock"
+    with Registry() as client:
+        with Server(store, [Listen("one", path)], registry=client), ProxyStore(path) as one:
+            pull_lazily(path, name)
+            one.info(FIRST.digest)
+        store.layout.remove(name)
+        CacheManager(store).collect(grace=0)
+        with Server(store, [Listen("one", path)], registry=client) as server, ProxyStore(path) as one:
+            server._lazy.forget(set())
+            assert read(one, FIRST) == SOURCE.layers[0].data
+            with pytest.raises(NotFound):
+                one.info(SECOND.digest)
+
+
+def test_a_reader_that_gives_up_ends_the_fetch_when_nobody_else_waits(
+    known: Pulled, one: ProxyStore, registry: MemoryRegistry
+) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def fault(request: Request) -> Answer | None:
+        if request.kind == "blob" and not go_on.is_set():
+            asked.set()
+            go_on.wait(20)
+        return None
+
+    registry.fault(fault)
+    reader = ThreadPoolExecutor(1)
+    failed = reader.submit(read, one, FIRST)
+    try:
+        assert asked.wait(20)
+        one.close()
+        with pytest.raises(BlobteeError):
+            failed.result(20)
+    finally:
+        go_on.set()
+        reader.shutdown()
+
+
+@pytest.mark.parametrize("name", ["", "oci-archive:x.tar", "not a name", "a.example/B"])
+def test_names_that_no_registry_has_are_refused(server: Server, tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidArgument):
+        pull_lazily(tmp_path / "one.sock", name)
+
+
+def test_an_image_that_is_not_there_is_not_found(server: Server, registry: MemoryRegistry, tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        pull_lazily(tmp_path / "one.sock", f"{registry.host}/no/such:1")
+
+
+def test_a_socket_of_nobody_or_of_somebody_else(store: LocalStore, tmp_path: Path) -> None:
+    with pytest.raises(ConnectionFailed, match="absent"):
+        pull_lazily(tmp_path / "absent.sock", "a.example/b")
+    with serving(store, tmp_path / "other.sock"), pytest.raises(Unimplemented):
+        pull_lazily(tmp_path / "other.sock", "a.example/b")
+
+
+def test_sources_are_remembered_newest_first_and_damage_is_told(store: LocalStore) -> None:
+    with Registry() as client:
+        lazy = LazyBlobs(store, client)
+        desc = Descriptor("application/octet-stream", Digest.of(b"x"), 1)
+        for number in range(12):
+            lazy.know([desc], Reference.parse(f"r.example/app:{number}"))
+        lazy.know([desc], Reference.parse("r.example/app:9"))
+        tags = [source.tag for source in lazy.get(desc.digest).sources]
+        assert tags == ["9", "11", "10", "8", "7", "6", "5", "4"]
+        with store.metadata.transaction() as connection:
+            connection.execute("UPDATE lazy_blobs SET sources = '[[]'")
+        with pytest.raises(BlobteeError, match="cannot be read"):
+            lazy.get(desc.digest)
+        lazy.know([desc], Reference.parse("r.example/app:1"))
+        assert [source.tag for source in lazy.get(desc.digest).sources] == ["1"]
