@@ -149,12 +149,16 @@ class Containerd(Daemon):
 
 
 @contextmanager
-def running_blobtee(folder: Path, *tenants: str, options: tuple[str, ...] = ()) -> Iterator[Blobtee]:
+def running_blobtee(
+    folder: Path, *tenants: str, options: tuple[str, ...] = (), root: Path | None = None
+) -> Iterator[Blobtee]:
+    """With a store of its own, unless there is one at `root`."""
+    root = root or folder / "store"
     sockets = {tenant: folder / f"{tenant}.sock" for tenant in tenants}
-    command = [*BLOBTEE, "serve", "--root", str(folder / "store"), *options]
+    command = [*BLOBTEE, "serve", "--root", str(root), *options]
     for tenant, path in sockets.items():
         command += ["--socket", f"{tenant}={path}"]
-    daemon = Blobtee(command, folder, list(sockets.values()), root=folder / "store")
+    daemon = Blobtee(command, folder, list(sockets.values()), root=root)
     daemon.start()
     try:
         yield daemon

@@ -28,6 +28,7 @@ VERBS = {
     "gc": "Remove what no image and no lease needs any more.",
     "verify": "Check every blob of the store; fetch again what is broken.",
     "serve": "Be the content store of one or several containerds.",
+    "adopt": "Take over what containerd kept in its own store.",
     "containerd": "Print or check what containerd needs to know of blobtee.",
     "doctor": "Print what a bug report needs.",
     "demo": "Do the main job on an image of this machine's files, or on yours.",

@@ -18,6 +18,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -36,6 +37,7 @@ from blobtee.errors import (
     AlreadyExists,
     Closed,
     DataLoss,
+    FailedPrecondition,
     InvalidArgument,
     NotFound,
     PermissionDenied,
@@ -147,6 +149,26 @@ class LocalStore:
         """
         self._check_open()
         return self._blobs.quarantine(Digest(digest))
+
+    def link(self, path: Path, digest: Digest) -> Info:
+        """Make the file at `path`, whose bytes the caller has proven and nobody changes, the blob `digest` by a hard
+        link. `AlreadyExists`; `FailedPrecondition`: the two are on different file systems, or this one has no links."""
+        self._writable()
+        name = self.root / f".link-{digest.algorithm}-{digest.hex}"
+        with os_errors(f"link {path}"):
+            with suppress(FileNotFoundError):
+                os.unlink(name)  # of one that was killed here
+            try:
+                os.link(path, name, follow_symlinks=False)
+            except OSError as error:
+                if error.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
+                    raise FailedPrecondition(f"{path} cannot be linked into {self.root}: {error.strerror}") from error
+                raise
+            try:
+                return self._blobs.place(name, digest, name.stat().st_size, {})
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(name)
 
     def quarantined(self) -> list[Info]:
         """Blobs that were put in quarantine and have not been brought back."""

@@ -101,6 +101,16 @@ class References:
             connection.execute("DELETE FROM tenant_orphans WHERE digest = ?", (digest,))
             return True
 
+    def take_over(self, tenant: str, references: Iterable[Reference]) -> None:
+        """Hold blobs that are there for the tenant, as another program knew them. One it holds already stays as it is.
+        All or none of them."""
+        with self._database.transaction() as connection:
+            taken = [reference for reference in references if self.hold(tenant, reference.digest, reference.labels)]
+            connection.executemany(
+                "UPDATE tenant_blobs SET created_at = ?, updated_at = ? WHERE tenant = ? AND digest = ?",
+                [(each.created_at, each.updated_at, tenant, each.digest) for each in taken],
+            )
+
     def let_go(self, tenant: str, digest: str, *, is_there: bool = True) -> None:
         """Hold it no more; one that is there is an orphan then, unless another lease holds it. `NotFound`."""
         with self._database.transaction() as connection:

@@ -1,0 +1,86 @@
+"""What containerd knows of its blobs (containerd `core/metadata/buckets.go`, schema v1).
+
+v1/<namespace>/content/blob/<digest>/createdat, updatedat, labels/<key>
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blobtee.errors import DataLoss, InvalidArgument
+from blobtee.oci import Digest
+from blobtee.plugin.adopting.bolt import Bolt, Bucket
+
+_TIME = struct.Struct(">BqiH")  # version, seconds since the year 1, nanoseconds, minutes east
+_YEAR_1 = -62135596800
+
+
+@dataclass
+class Known:
+    """A blob as all namespaces together know it: the earliest time, the latest change, the labels of all. Nanoseconds
+    since the epoch; 0 when nobody says."""
+
+    created_at: int = 0
+    updated_at: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+def read(path: Path) -> dict[Digest, Known]:
+    """Every blob that a namespace has. Where two of them give a label different values, the first namespace's stays.
+
+    `NotFound`, `PermissionDenied`, `DataLoss`.
+    """
+    known: dict[Digest, Known] = {}
+    with Bolt(path) as file:
+        version = file.root.bucket(b"v1")
+        if version is None:
+            raise DataLoss(f"{path} has no data in the form that containerd writes since 1.0")
+        for _, namespace in version.buckets():
+            content = namespace.bucket(b"content")
+            blobs = content.bucket(b"blob") if content is not None else None
+            for name, blob in blobs.buckets() if blobs is not None else ():
+                try:
+                    digest = Digest(name.decode())
+                except (InvalidArgument, UnicodeDecodeError):
+                    continue
+                _learn(known.setdefault(digest, Known()), blob)
+    return known
+
+
+def in_use(path: Path) -> bool:
+    """Whether containerd has the database open: it holds a lock on it as long as it runs."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return False
+
+
+def _learn(known: Known, blob: Bucket) -> None:
+    created, updated = _time(blob.value(b"createdat")), _time(blob.value(b"updatedat"))
+    known.created_at = min(filter(None, (known.created_at, created)), default=0)
+    known.updated_at = max(known.updated_at, updated, known.created_at)
+    labels = blob.bucket(b"labels")
+    for key, value in labels.items() if labels is not None else ():
+        if isinstance(value, bytes) and key and value:
+            known.labels.setdefault(key.decode(errors="replace"), value.decode(errors="replace"))
+
+
+def _time(data: bytes | None) -> int:
+    """As Go's `time.Time` writes itself; 0 for none."""
+    if data is None or len(data) < _TIME.size:
+        return 0
+    _, seconds, nanos, _ = _TIME.unpack_from(data)
+    return max(0, (int(seconds) + _YEAR_1) * 1_000_000_000 + int(nanos))
