@@ -10,10 +10,11 @@ Holding is a transaction, and so is each batch of a sweep: so a sweep sees the h
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from blobtee.cache.leases import Leases
@@ -21,6 +22,10 @@ from blobtee.content.database import Database
 from blobtee.content.labels import checked, merged
 from blobtee.errors import DataLoss, InvalidArgument, NotFound
 from blobtee.oci import Digest
+
+_logger = logging.getLogger(__name__)
+
+_PAGE = 500
 
 _STEPS = (
     """
@@ -75,12 +80,24 @@ class References:
             raise NotFound(f"tenant {tenant} has no blob {digest}")
         return _reference(row)
 
-    def page(self, tenant: str, after: str, limit: int) -> list[Reference]:
-        """The first `limit` references of the tenant whose digests come after `after`, in their order."""
-        with self._database.reading() as connection:
-            query = f"SELECT {_COLUMNS} FROM tenant_blobs WHERE tenant = ? AND digest > ? ORDER BY digest LIMIT ?"
-            rows = connection.execute(query, (tenant, after, limit)).fetchall()
-        return [_reference(row) for row in rows]
+    def each(self, tenant: str) -> Iterator[Reference]:
+        """The references of the tenant, in the order of digests. One that cannot be read is logged and left out: it
+        must not hide the others."""
+        after = ""
+        query = f"SELECT {_COLUMNS} FROM tenant_blobs WHERE tenant = ? AND digest > ? ORDER BY digest LIMIT {_PAGE}"
+        while True:
+            with self._database.reading() as connection:
+                rows = connection.execute(query, (tenant, after)).fetchall()
+            if not rows:
+                return
+            for row in rows:
+                after = row[0]
+                try:
+                    reference = _reference(row)
+                except DataLoss as error:
+                    _logger.warning("tenant %s: %s", tenant, error)
+                else:
+                    yield reference
 
     def hold(self, tenant: str, digest: str, labels: Mapping[str, str] | None = None, *, orphans: bool = True) -> bool:
         """Hold the blob for the tenant; whether it did not yet. A reference that is there keeps its labels.
@@ -155,7 +172,9 @@ class References:
 
 def _reference(row: tuple[str, int, int, str]) -> Reference:
     try:
-        labels = json.loads(row[3])
-    except (TypeError, ValueError, RecursionError) as error:
-        raise DataLoss(f"what a tenant knows of blob {row[0]} cannot be read: {error}") from None
-    return Reference(Digest(row[0]), row[1], row[2], labels)
+        digest, labels = Digest(row[0]), json.loads(row[3])
+        if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
+            raise ValueError("its labels are no texts by name")
+    except (TypeError, ValueError, RecursionError, InvalidArgument) as error:
+        raise DataLoss(f"what a tenant knows of blob {row[0]!r:.200} cannot be read: {error}") from None
+    return Reference(digest, row[1], row[2], labels)

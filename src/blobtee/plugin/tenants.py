@@ -28,8 +28,6 @@ from blobtee.plugin.references import Reference, References
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
-_PAGE = 500
-
 
 class Tenant:
     """A `Store`: the view of one tenant. Thread-safe. `on_delete` is called after each reference that goes.
@@ -238,15 +236,12 @@ class Tenant:
         return True
 
     def _walk(self, matches: filters.Filter) -> Iterator[Info]:
-        after = ""
-        while page := self._references.page(self.name, after, _PAGE):
-            after = page[-1].digest
-            for reference in page:
-                if not matches(filters.blob_fields(reference.digest, reference.labels)):
-                    continue
-                # A reference alone is that of a commit which a crash cut off, or a blob that was damaged.
-                with suppress(NotFound, DataLoss):
-                    yield self._info(reference)
+        for reference in self._references.each(self.name):
+            if not matches(filters.blob_fields(reference.digest, reference.labels)):
+                continue
+            # A reference alone is that of a commit which a crash cut off, or a blob that was damaged.
+            with suppress(NotFound, DataLoss):
+                yield self._info(reference)
 
 
 class TenantWriter(Writer):

@@ -9,7 +9,7 @@ import pytest
 
 from blobtee.cache import CacheManager
 from blobtee.content import LocalStore
-from blobtee.errors import AlreadyExists, DigestMismatch, InvalidArgument, NotFound
+from blobtee.errors import AlreadyExists, DataLoss, DigestMismatch, InvalidArgument, NotFound
 from blobtee.oci import Descriptor, Digest
 from blobtee.plugin.references import References
 from blobtee.plugin.sweeping import Sweeper
@@ -194,7 +194,7 @@ def test_a_commit_that_fails_leaves_no_reference(one: Tenant, references: Refere
         writer.write(b"wrong")
         with pytest.raises(DigestMismatch):
             writer.commit(0, DIGEST)
-    assert references.page("one", "", 10) == []
+    assert list(references.each("one")) == []
     assert references.orphans() == {}
 
 
@@ -292,3 +292,27 @@ def test_deleting_writing_and_sweeping_at_once_loses_nothing_that_is_held(
     assert failures == []
     sweeper.sweep()
     assert on_disk(store) == []
+
+
+@pytest.mark.parametrize("labels", ["{", "null", "[]", '{"a": 1}'])
+def test_a_reference_that_cannot_be_read_hides_no_other(
+    labels: str, one: Tenant, store: LocalStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = [put(one, data) for data in (b"1", b"2", b"3")]
+    broken = put(one)
+    with store.metadata.transaction() as connection:
+        connection.execute("UPDATE tenant_blobs SET labels = ? WHERE digest = ?", (labels, broken))
+    assert digests(one) == sorted(kept)
+    assert broken in caplog.text
+    with pytest.raises(DataLoss):
+        one.info(broken)
+    one.delete(broken)
+    put(one)
+    assert digests(one) == sorted([*kept, broken])
+
+
+def test_a_reference_to_no_digest_hides_no_other(one: Tenant, store: LocalStore) -> None:
+    digest = put(one)
+    with store.metadata.transaction() as connection:
+        connection.execute("UPDATE tenant_blobs SET digest = 'nonsense' WHERE digest = ?", (put(one, b"2"),))
+    assert digests(one) == [digest]
