@@ -122,10 +122,10 @@ class Server:
                 place.file.publish()
                 if place.bridge is not None:
                     place.bridge.start()
+            self._sweeper.start()
         except BaseException:
             self.stop(0)
             raise
-        self._sweeper.start()
         self._started = True
         self.metrics.gauge("blobtee_ingests", "Unfinished blobs.", self._ingests)
 
