@@ -17,7 +17,8 @@ from blobtee import core
 from blobtee._version import __version__
 from blobtee.cli.progress import nbytes
 from blobtee.cli.session import Session, verb
-from blobtee.errors import BlobteeError
+from blobtee.errors import BlobteeError, FailedPrecondition, NotFound
+from blobtee.plugin import containerd
 from blobtee.registry import FileCredentials
 from blobtee.registry.hosts import CONFIG_DIRS
 
@@ -26,8 +27,16 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
 @click.command()
+@click.option(
+    "--containerd-config",
+    "config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("/etc/containerd/config.toml"),
+    show_default=True,
+    help="What the containerd of this machine reads.",
+)
 @verb(remote=True)
-def command(session: Session) -> int:
+def command(session: Session, config: Path) -> int:
     """Print what a bug report needs: versions, the CPU path in use, the store, and what is found of the surroundings.
 
     No secret is printed: of credentials only where they are and for which hosts.
@@ -44,6 +53,7 @@ def command(session: Session) -> int:
         "cpu": _cpu(),
         "libraries": {**core.library_versions(), **_packages()},
         "store": _store(session),
+        "containerd": _containerd(config),
         "credentials": _credentials(),
         "hosts": _hosts(session),
         "proxies": _proxies(os.environ),
@@ -105,6 +115,39 @@ def _store(session: Session) -> dict[str, object]:
     except BlobteeError as error:
         found["problems"] = [str(error)]
     return found
+
+
+def _containerd(config: Path) -> dict[str, object]:
+    """Version and configuration of the machine's containerd, and whether its content store answers."""
+    found: dict[str, object] = {}
+    try:
+        major, minor = containerd.installed_version()
+        found["version"] = f"{major}.{minor}"
+    except NotFound:
+        return {"version": "not installed"}
+    if not config.exists():
+        return found | {"config": f"no {config}: containerd has its built-in store"}
+    found["config"] = str(config)
+    try:
+        loaded = containerd.load(config)
+    except BlobteeError as error:
+        return found | {"problems": [str(error)]}
+    sockets = containerd.content_sockets(loaded)
+    found["sockets"] = {str(socket): _answer(socket) for socket in sockets}
+    # One that has no content plugin at all is not meant to run on blobtee.
+    problems = containerd.check(loaded, major) if sockets else []
+    return found | {"problems": [f"{problem.what}: {problem.cure}" for problem in problems]}
+
+
+def _answer(socket: Path) -> str:
+    try:
+        from blobtee.plugin.client import is_serving
+    except (ImportError, FailedPrecondition):
+        return "not asked: pip install 'blobtee[containerd]'"
+    try:
+        return "serving" if is_serving(socket) else "stopping"
+    except BlobteeError as error:
+        return str(error)
 
 
 def _credentials() -> list[dict[str, object]]:

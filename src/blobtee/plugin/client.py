@@ -9,9 +9,11 @@ from pathlib import Path
 
 from blobtee.content.proxy.connection import Connection, Methods
 from blobtee.oci import Descriptor, Digest
+from blobtee.wire import content, health
 from blobtee.wire.control import SERVICE, messages
 
 _METHODS = Methods(SERVICE, unary={"Pull": messages.PullResponse})
+_HEALTH = Methods(health.SERVICE, unary={"Check": health.messages.HealthCheckResponse})
 _SECONDS = 600.0
 """For a manifest and a config, from a registry that asks for patience."""
 
@@ -41,3 +43,18 @@ def pull_lazily(socket: str | os.PathLike[str], image: str, platform: str = "") 
         connection.close()
     layers = [Descriptor(layer.media_type, Digest(layer.digest), layer.size) for layer in answer.layers]
     return Pulled(answer.name, Digest(answer.digest), answer.media_type, answer.platform, layers)
+
+
+def is_serving(socket: str | os.PathLike[str], timeout: float = 3.0) -> bool:
+    """Whether a content service answers at `socket` and takes calls; False also while it drains.
+
+    `ConnectionFailed`: nobody serves there. `Unimplemented`: it has no health service, so it is not blobtee.
+    `DeadlineExceeded` after `timeout` seconds.
+    """
+    connection = Connection(Path(socket).absolute(), _HEALTH, timeout)
+    try:
+        request = health.messages.HealthCheckRequest(service=content.SERVICE)
+        answer = connection.ask("Check", request, "ask for its health")
+    finally:
+        connection.close()
+    return bool(answer.status == health.SERVING)

@@ -5,6 +5,8 @@ The facts are those of `spec/content.md` section 1.
 
 from __future__ import annotations
 
+import glob
+import os
 import re
 import subprocess
 import tomllib
@@ -21,6 +23,8 @@ _VERSIONS = {1: (1, 2), 2: (2, 3)}
 """Versions of the file that each major version of containerd reads plugins' full names from; the last is its own."""
 
 MAX_CONFIG = 4 << 20
+_MOST_FILES = 1000
+_LISTS = ("disabled_plugins", "required_plugins")
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,32 @@ required_plugins = ["io.containerd.content.v1.{name}", "{_METADATA}"]
 """
 
 
-def read(path: Path) -> Mapping[str, Any]:
-    """The file as containerd reads it, without what it imports. `NotFound`, `InvalidDocument`."""
+def load(path: Path) -> Mapping[str, Any]:
+    """The parts of the configuration that `check` looks at, as containerd puts them together of the file and of those
+    that it imports (containerd `cmd/containerd/server/config`): one after another, each once; lists are joined, and a
+    plugin is what the last file says of it. `NotFound`, also of an import without a `*`; `InvalidDocument`."""
+    whole: dict[str, Any] = {"proxy_plugins": {}, **{key: [] for key in _LISTS}}
+    pending, loaded = [path.absolute()], set[Path]()
+    while pending:
+        path = pending.pop(0)
+        if path in loaded:
+            continue
+        loaded.add(path)
+        if len(loaded) > _MOST_FILES:
+            raise InvalidDocument(f"{path}: more than {_MOST_FILES} files are imported")
+        part = _read(path)
+        whole.setdefault("version", part.get("version", 1))
+        for key in _LISTS:
+            whole[key] += [name for name in _names(part, key) if name not in whole[key]]
+        plugins = part.get("proxy_plugins")
+        whole["proxy_plugins"] |= plugins if isinstance(plugins, Mapping) else {}
+        for name in _names(part, "imports"):
+            pattern = os.path.join(path.parent, os.path.normpath(name))
+            pending += [Path(found) for found in sorted(glob.glob(pattern))] if "*" in name else [Path(pattern)]
+    return whole
+
+
+def _read(path: Path) -> Mapping[str, Any]:
     try:
         with path.open("rb") as file:
             text = file.read(MAX_CONFIG + 1)
@@ -76,6 +104,13 @@ def read(path: Path) -> Mapping[str, Any]:
 def check(config: Mapping[str, Any], major: int) -> list[Problem]:
     """What keeps a containerd of this major version from running on blobtee, or makes it unsafe."""
     return list(_problems(config, 2 if major >= 2 else 1))
+
+
+def content_sockets(config: Mapping[str, Any]) -> list[Path]:
+    """Where a configuration that was loaded has its content stores."""
+    plugins = config["proxy_plugins"].values()
+    found = [each.get("address") for each in plugins if isinstance(each, Mapping) and each.get("type") == "content"]
+    return [Path(address.removeprefix("unix://")) for address in found if isinstance(address, str) and address]
 
 
 def _problems(config: Mapping[str, Any], major: int) -> Iterator[Problem]:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import blobtee
 from blobtee.cli import main
 from blobtee.cli.app import VERBS
-from blobtee.oci import Platform
+from blobtee.content import LocalStore
+from blobtee.oci import Digest, Platform
+from blobtee.plugin.containerd import configuration
+from blobtee.plugin.server import Listen, Server
 from blobtee.testing import Answer, MemoryRegistry, image, index
 from blobtee.testing.images import Files
 
@@ -240,6 +245,67 @@ def test_doctor_tells_what_matters_and_no_secret(
     for secret in ("hidden", "aGlkZGVu"):
         assert secret not in text
         assert secret not in result.text
+
+
+def test_doctor_asks_the_store_of_containerd(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bin" / "containerd"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho containerd example.test/containerd v2.4.2 0\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    config, socket = tmp_path / "config.toml", tmp_path / "socket"
+
+    def report() -> dict[str, Any]:
+        found = json.loads(run("doctor", "--json", "--containerd-config", str(config)).out)["containerd"]
+        assert isinstance(found, dict)
+        return found
+
+    assert report() == {"version": "2.4", "config": f"no {config}: containerd has its built-in store"}
+    config.write_text("[")
+    assert "not TOML" in report()["problems"][0]
+    config.write_text("version = 3\n")
+    assert report()["problems"] == []
+    config.write_text(configuration(2, socket, "blobtee"))
+    assert "No such file" in report()["sockets"][str(socket)]
+    with LocalStore(tmp_path / "store") as store, Server(store, [Listen("one", socket)]):
+        assert report() == {
+            "version": "2.4",
+            "config": str(config),
+            "sockets": {str(socket): "serving"},
+            "problems": [],
+        }
+    config.write_text(config.read_text().replace('address = "', 'address = "unix://'))
+    assert "has a scheme" in report()["problems"][0]
+
+
+def test_a_lazy_pull_for_the_containerds_of_a_server(server: MemoryRegistry, run: Run, tmp_path: Path) -> None:
+    source = image(FILES)
+    name = source.push(server, "team/app")
+    socket = tmp_path / "socket"
+    with LocalStore(tmp_path / "of the server") as store, Server(store, [Listen("one", socket)]):
+        result = run("pull", "--lazy", "--json", "--socket", str(socket), name)
+        assert result.status == 0
+        assert json.loads(result.out) == json.loads(run("pull", "--lazy", "--json", name).out)
+        assert name in store.layout.names()
+        assert run("pull", "--lazy", "--socket", str(socket), f"{server.host}/no/such").status == 3
+    assert "No such file" in run("pull", "--lazy", "--socket", str(socket), name).err
+    for wrong in (["--socket", "s"], ["--lazy", "--socket", "s", "--plain-http"]):
+        assert run("pull", *wrong, name).status == 2
+
+
+def test_adopting_tells_what_it_took_and_what_it_did_not(run: Run, tmp_path: Path) -> None:
+    blobs = tmp_path / "old" / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    for data in (b"one", b"two"):
+        (blobs / Digest.of(data).hex).write_bytes(b"one")
+    result = run("adopt", "--json", str(tmp_path / "old"))
+    report = json.loads(result.out)
+    assert (result.status, report["held"], report["damaged"]) == (1, 1, [Digest.of(b"two")])
+    assert "all blobs are held" in result.err
+    assert f"damaged, not taken: {Digest.of(b'two')}" in result.err
+    assert run("adopt", "--no-verify", "--in-place", str(tmp_path / "old")).text.startswith("tenant default holds 2 ")
+    assert run("adopt", str(tmp_path)).status == 1
+    assert run("adopt", "--tenant", "a/b", str(tmp_path / "old")).status == 1
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"auths": 7}', b"\xff"])

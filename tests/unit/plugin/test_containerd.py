@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from blobtee.cli.containerd import config as command
 from blobtee.errors import InvalidDocument, NotFound
-from blobtee.plugin.containerd import check, configuration, installed_version, read
+from blobtee.plugin.containerd import BUILT_IN, check, configuration, content_sockets, installed_version, load
 
 SOCKET = Path("/run/blobtee/blobtee.sock")
 
@@ -60,10 +60,32 @@ def test_nonsense_has_problems(nonsense: dict[str, object]) -> None:
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
-        read(tmp_path / "absent")
+        load(tmp_path / "absent")
     (tmp_path / "bad").write_bytes(b"\xff = [")
     with pytest.raises(InvalidDocument):
-        read(tmp_path / "bad")
+        load(tmp_path / "bad")
+
+
+def test_imports_are_joined_as_containerd_joins_them(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    main = tmp_path / "config.toml"
+    main.write_text(
+        'version = 2\nimports = ["conf.d/*.toml", "nothing-*.toml", "once.toml"]\ndisabled_plugins = ["a"]\n'
+        '[proxy_plugins.blobtee]\ntype = "content"\naddress = "/before"\n'
+    )
+    (tmp_path / "conf.d" / "1.toml").write_text(
+        f'version = 2\ndisabled_plugins = ["a", "{BUILT_IN}"]\nimports = ["{main}", "../once.toml"]\n'
+        '[proxy_plugins.blobtee]\ntype = "content"\naddress = "/after"\n'
+    )
+    (tmp_path / "once.toml").write_text('required_plugins = ["x"]\n')
+    loaded = load(main)
+    assert loaded["disabled_plugins"] == ["a", BUILT_IN]
+    assert loaded["required_plugins"] == ["x"]
+    assert content_sockets(loaded) == [Path("/after")]
+    assert all(not problem.fatal for problem in check(loaded, 1))
+    main.write_text('version = 2\nimports = ["absent.toml"]\n')
+    with pytest.raises(NotFound, match=r"absent\.toml"):
+        load(main)
 
 
 def test_the_version_that_is_installed(tmp_path: Path) -> None:
