@@ -22,7 +22,7 @@ _CONFIG = """\
 version = {version}
 root = "{folder}/root"
 state = "{folder}/state"
-disabled_plugins = [{disabled}"io.containerd.grpc.v1.cri"]
+disabled_plugins = [{disabled}]
 [grpc]
   address = "{folder}/containerd.sock"
 """
@@ -167,8 +167,13 @@ def running_blobtee(
 
 
 @contextmanager
-def running_containerd(folder: Path, version: str, content: Path | None) -> Iterator[Containerd]:
-    """containerd of Debian ("1.6") or of the module proxy ("2") on the content service at `content`, or on its own."""
+def running_containerd(
+    folder: Path, version: str, content: Path | None, cri: str | None = None
+) -> Iterator[Containerd]:
+    """containerd of Debian ("1.6") or of the module proxy ("2") on the content service at `content`, or on its own.
+
+    `cri` is TOML that configures CRI, which is off without it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if version == "1.6":
         program, ctr, path = tool("containerd"), tool("ctr"), os.environ["PATH"]
@@ -177,14 +182,14 @@ def running_containerd(folder: Path, version: str, content: Path | None) -> Iter
         program, ctr = str(programs / "containerd"), str(programs / "ctr")
         path = f"{programs}:{os.environ['PATH']}"  # its shim is of its own version
     config = folder / "config.toml"
+    disabled = [] if content is None else ["io.containerd.content.v1.content"]
+    disabled += [] if cri is not None else ["io.containerd.grpc.v1.cri"]
     text = _CONFIG.format(
-        version=_VERSIONS[version],
-        folder=folder,
-        disabled="" if content is None else '"io.containerd.content.v1.content", ',
+        version=_VERSIONS[version], folder=folder, disabled=", ".join(f'"{name}"' for name in disabled)
     )
     if content is not None:
         text = _REQUIRED + text + _CONTENT.format(content=content)
-    config.write_text(text)
+    config.write_text(text + (cri or ""))
     daemon = Containerd(
         [program, "--config", str(config)], folder, [folder / "containerd.sock"], {"PATH": path}, ctr_path=ctr
     )

@@ -52,6 +52,14 @@ def tests_of(source: Path, package: str, name: str) -> Path:
     return target
 
 
+def program_of(source: Path, package: str, name: str) -> Path:
+    """The program `package` of the module at `source`; Go builds what has changed."""
+    target = _CACHE / name
+    with _alone(target):
+        _run([go(), "build", "-o", str(target), package], cwd=source)
+    return target
+
+
 def containerd() -> Path:
     """Folder with containerd 2.x, its shim and `ctr`."""
     return installed(CONTAINERD, CONTAINERD_VERSION, "cmd/containerd", "cmd/ctr", "cmd/containerd-shim-runc-v2")

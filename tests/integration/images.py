@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import uuid
@@ -13,17 +14,17 @@ NAME = "example.test/busybox:1"
 BUSYBOX = Path("/bin/busybox")
 
 
-def busybox_archive(folder: Path, applets: tuple[str, ...] = ("sh", "echo", "sleep", "true")) -> Path:
-    """An OCI archive in `folder` with one image, `NAME`, that greets."""
+def busybox_archive(folder: Path, name: str = NAME, command: str = "echo hello from busybox") -> Path:
+    """An OCI archive in `folder` with one image, that runs `command` in a shell."""
     tree = folder / "tree" / "bin"
     tree.mkdir(parents=True)
     shutil.copy(BUSYBOX, tree / "busybox")
-    for applet in applets:
+    for applet in ("sh", "echo", "sleep", "true"):
         (tree / applet).symlink_to("busybox")
     made = folder / "busybox.tar"
-    command = [*BLOBTEE, "layer", str(folder / "tree"), "-o", f"oci-archive:{made}:{NAME}"]
-    command += ["--root", str(folder / "store"), "--cmd", '["/bin/sh", "-c", "echo hello from busybox"]']
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    arguments = ["layer", str(folder / "tree"), "-o", f"oci-archive:{made}:{name}", "--root", str(folder / "store")]
+    arguments += ["--cmd", json.dumps(["/bin/sh", "-c", command])]
+    subprocess.run([*BLOBTEE, *arguments], check=True, capture_output=True, timeout=60)
     return made
 
 
@@ -36,3 +37,9 @@ def hello(containerd: Containerd, image: str = NAME) -> None:
 
 def listed(containerd: Containerd) -> list[str]:
     return containerd.do("content", "ls", "-q").split()
+
+
+def remove_everything(containerd: Containerd, namespace: str = "default") -> None:
+    """As an operator does; the daemon collects before it answers."""
+    for name in containerd.do("-n", namespace, "images", "ls", "-q").split():
+        containerd.do("-n", namespace, "images", "rm", "--sync", name)

@@ -14,7 +14,7 @@ import pytest
 from blobtee import transfer
 from blobtee.content import LocalStore
 from tests.integration.daemons import Blobtee, Containerd, running_blobtee, running_containerd, wait_for
-from tests.integration.images import NAME, hello, listed
+from tests.integration.images import NAME, hello, listed, remove_everything
 from tests.integration.servers import DockerRegistry, running_registry, tool
 
 pytestmark = [pytest.mark.xdist_group("containerd"), pytest.mark.timeout(1200)]
@@ -37,12 +37,6 @@ def containerd(request: pytest.FixtureRequest, tmp_path: Path, blobtee: Blobtee)
     tool("runc")
     with running_containerd(tmp_path / "c", request.param, blobtee.socket("one")) as daemon:
         yield daemon
-
-
-def remove_everything(containerd: Containerd) -> None:
-    """As an operator does; the daemon collects before it answers."""
-    for name in containerd.do("images", "ls", "-q").split():
-        containerd.do("images", "rm", "--sync", name)
 
 
 def restart(blobtee: Blobtee, containerd: Containerd, how: signal.Signals) -> None:
