@@ -168,11 +168,11 @@ def running_blobtee(
 
 @contextmanager
 def running_containerd(
-    folder: Path, version: str, content: Path | None, cri: str | None = None
+    folder: Path, version: str, content: Path | None, *, cri: bool = False, more: str = ""
 ) -> Iterator[Containerd]:
     """containerd of Debian ("1.6") or of the module proxy ("2") on the content service at `content`, or on its own.
 
-    `cri` is TOML that configures CRI, which is off without it.
+    CRI is off without `cri`. `more` is TOML of tables that the configuration is to have too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if version == "1.6":
@@ -183,13 +183,13 @@ def running_containerd(
         path = f"{programs}:{os.environ['PATH']}"  # its shim is of its own version
     config = folder / "config.toml"
     disabled = [] if content is None else ["io.containerd.content.v1.content"]
-    disabled += [] if cri is not None else ["io.containerd.grpc.v1.cri"]
+    disabled += [] if cri else ["io.containerd.grpc.v1.cri"]
     text = _CONFIG.format(
         version=_VERSIONS[version], folder=folder, disabled=", ".join(f'"{name}"' for name in disabled)
     )
     if content is not None:
         text = _REQUIRED + text + _CONTENT.format(content=content)
-    config.write_text(text + (cri or ""))
+    config.write_text(text + more)
     daemon = Containerd(
         [program, "--config", str(config)], folder, [folder / "containerd.sock"], {"PATH": path}, ctr_path=ctr
     )

@@ -30,7 +30,7 @@ def test_an_image_is_pulled_run_and_removed_over_cri(tmp_path: Path, version: st
     with (
         running_registry(tmp_path / "registry") as registry,
         running_blobtee(tmp_path / "b", "one") as blobtee,
-        running_containerd(tmp_path / "c", version, blobtee.socket("one"), CRI[version]) as containerd,
+        running_containerd(tmp_path / "c", version, blobtee.socket("one"), cri=True, more=CRI[version]) as containerd,
     ):
         there = f"{registry.host}/greeter:1"
         containerd.do("-n", "k8s.io", "images", "import", busybox_archive(tmp_path / "pause", PAUSE, "sleep 3600"))

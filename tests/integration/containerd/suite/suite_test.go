@@ -118,17 +118,9 @@ func TestMetadata(t *testing.T) {
 	testsuite.ContentSharedNSIsolatedSuite(t, "metadata", isolated)
 }
 
-// TestDaemon has a whole containerd between the suite and the store.
-func TestDaemon(t *testing.T) {
-	if *socket == "" {
-		t.Fatal("-socket is missing")
-	}
-	daemon, err := client.New(*socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer daemon.Close()
-	store := func(ctx context.Context, _ string) (context.Context, content.Store, func() error, error) {
+// throughDaemon has a whole containerd between the suite and the store.
+func throughDaemon(daemon *client.Client) testsuite.StoreInitFn {
+	return func(ctx context.Context, _ string) (context.Context, content.Store, func() error, error) {
 		var count atomic.Uint64
 		name := testsuite.Name(ctx)
 		wrap := func(ctx context.Context, shared bool) (context.Context, func(context.Context) error, error) {
@@ -152,6 +144,35 @@ func TestDaemon(t *testing.T) {
 		}
 		return testsuite.SetContextWrapper(ctx, wrap), daemon.ContentStore(), done, nil
 	}
+}
+
+func connect(t *testing.T) *client.Client {
+	t.Helper()
+	if *socket == "" {
+		t.Fatal("-socket is missing")
+	}
+	daemon, err := client.New(*socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { daemon.Close() })
+	return daemon
+}
+
+func TestDaemonShared(t *testing.T) {
+	store := throughDaemon(connect(t))
 	testsuite.ContentSuite(t, "daemon", store)
 	testsuite.ContentCrossNSSharedSuite(t, "daemon", store)
+}
+
+// TestDaemonIsolated is for a containerd whose content_sharing_policy is "isolated".
+func TestDaemonIsolated(t *testing.T) {
+	store := throughDaemon(connect(t))
+	testsuite.ContentSuite(t, "daemon", store)
+	testsuite.ContentCrossNSIsolatedSuite(t, "daemon", store)
+}
+
+// TestDaemonIsolatedButForOne is what containerd 2.x can: a namespace may share with the others all the same.
+func TestDaemonIsolatedButForOne(t *testing.T) {
+	testsuite.ContentSharedNSIsolatedSuite(t, "daemon", throughDaemon(connect(t)))
 }
