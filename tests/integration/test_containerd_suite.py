@@ -58,12 +58,9 @@ def peer(tmp_path: Path) -> Iterator[Daemon]:
     daemon.end()
 
 
-# Not TestRaw: that store may be asked to abort an ingest that it is just closing, and then fails to, now and then.
-@pytest.mark.parametrize("test", ["TestMetadata", "TestEdges"])
-def test_the_tests_themselves_on_the_store_that_they_were_made_for(
-    suite: Path, peer: Daemon, tmp_path: Path, test: str
-) -> None:
-    run(suite, peer.sockets[0], test, tmp_path)
+def test_our_own_tests_on_the_store_of_others(suite: Path, peer: Daemon, tmp_path: Path) -> None:
+    # Not containerd's: they clean up by aborting what is just being closed, which that store cannot, now and then.
+    run(suite, peer.sockets[0], "TestEdges", tmp_path)
 
 
 @pytest.mark.parametrize("version", ["1.6", "2"])
