@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import uuid
@@ -14,13 +15,14 @@ NAME = "example.test/busybox:1"
 BUSYBOX = Path("/bin/busybox")
 
 
-def busybox_archive(folder: Path, name: str = NAME, command: str = "echo hello from busybox") -> Path:
-    """An OCI archive in `folder` with one image, that runs `command` in a shell."""
+def busybox_archive(folder: Path, name: str = NAME, command: str = "echo hello from busybox", padding: int = 0) -> Path:
+    """An OCI archive in `folder` with one image, that runs `command` in a shell; it has `padding` bytes of no use."""
     tree = folder / "tree" / "bin"
     tree.mkdir(parents=True)
     shutil.copy(BUSYBOX, tree / "busybox")
     for applet in ("sh", "echo", "sleep", "true"):
         (tree / applet).symlink_to("busybox")
+    (tree / "padding").write_bytes(os.urandom(padding))
     made = folder / "busybox.tar"
     arguments = ["layer", str(folder / "tree"), "-o", f"oci-archive:{made}:{name}", "--root", str(folder / "store")]
     arguments += ["--cmd", json.dumps(["/bin/sh", "-c", command])]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from blobtee import transfer
 from blobtee.content import LocalStore
 from tests.integration.daemons import Blobtee, Containerd, running_blobtee, running_containerd, wait_for
-from tests.integration.images import NAME, hello, listed, remove_everything
+from tests.integration.images import NAME, busybox_archive, hello, listed, remove_everything
 from tests.integration.servers import DockerRegistry, running_registry, tool
 
 pytestmark = [pytest.mark.xdist_group("containerd"), pytest.mark.timeout(1200)]
@@ -86,22 +87,57 @@ def test_everything_is_there_after_restarts(containerd: Containerd, blobtee: Blo
     assert "Traceback" not in blobtee.log
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.02, 0.05, 0.1, 0.2])
-def test_a_kill_in_the_middle_of_an_import_loses_nothing(
-    tmp_path: Path, blobtee: Blobtee, busybox: Path, delay: float
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `busybox`, and large enough for a kill to come in between."""
+    return busybox_archive(tmp_path_factory.mktemp("large"), padding=24 << 20)
+
+
+def test_a_kill_in_the_middle_of_anything_loses_nothing(
+    containerd: Containerd, blobtee: Blobtee, large: Path, registry: DockerRegistry, tmp_path: Path
 ) -> None:
-    with running_containerd(tmp_path / "c", "2", blobtee.socket("one")) as containerd:
-        outcome: list[subprocess.CompletedProcess[str]] = []
-        importing = threading.Thread(target=lambda: outcome.append(containerd.ctr("images", "import", busybox)))
-        importing.start()
-        importing.join(delay)
+    """Each kind of work, killed early and late: it ends by itself, done or with an error, and works when repeated."""
+    there = f"{registry.host}/killed-{containerd.folder.parent.name.lower()}:1"
+
+    def bring() -> None:
+        containerd.do("images", "import", large)
+        containerd.do("images", "tag", "--force", NAME, there)
+
+    works: list[tuple[Callable[[], None], Callable[[], list[str | Path]]]] = [
+        (lambda: remove_everything(containerd), lambda: ["images", "import", large]),
+        (bring, lambda: ["images", "push", "--plain-http", there]),
+        (bring, lambda: ["images", "export", tmp_path / "out.tar", NAME]),
+        (bring, lambda: ["run", "--rm", "--net-host", NAME, f"greeter-{uuid.uuid4()}"]),
+        (bring, lambda: ["images", "rm", "--sync", NAME, there]),
+        (lambda: remove_everything(containerd), lambda: ["images", "pull", "--plain-http", there]),
+    ]
+    for prepare, command in works:
+        prepare()
+        begun = time.monotonic()
+        containerd.do(*command())
+        whole = time.monotonic() - begun
+        for part in (0.1, 0.6):
+            prepare()
+            outcome = killed_in_the_middle(containerd, blobtee, command(), part * whole)
+            assert outcome.returncode in (0, 1), outcome
+            check_whole(blobtee)
+            prepare()
+            containerd.do(*command())
+    remove_everything(containerd)
+    assert listed(containerd) == []
+    wait_for("the bytes go", lambda: not blobtee.blobs(), 30)
+    assert "Traceback" not in blobtee.log
+
+
+def killed_in_the_middle(
+    containerd: Containerd, blobtee: Blobtee, command: list[str | Path], seconds: float
+) -> subprocess.CompletedProcess[str]:
+    """What comes of `ctr` with these arguments when blobtee is killed after `seconds`, and started again."""
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(containerd.ctr, *command)
+        wait([working], seconds)
         restart(blobtee, containerd, signal.SIGKILL)
-        importing.join()
-        # Done, or a clean failure; and it works when it is repeated.
-        assert outcome[0].returncode in (0, 1)
-        containerd.do("images", "import", busybox)
-        hello(containerd)
-        check_whole(blobtee)
+        return working.result()
 
 
 def test_two_containerds_on_one_store(tmp_path: Path, blobtee: Blobtee, busybox: Path) -> None:
