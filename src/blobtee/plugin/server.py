@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent import futures
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +45,8 @@ _FDS_OF_A_STREAM = 3
 
 _FDS_OF_OURS = 128
 _MOST_STREAMS = 20_000
+_THREADS_OF_OURS = 32
+_CGROUPS = Path("/sys/fs/cgroup")
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -205,7 +209,25 @@ class _Threads(futures.ThreadPoolExecutor):
 
 
 def _streams_that_fit() -> int:
-    """Raise the soft limit on descriptors to the hard one, and say how many streams that is enough for."""
+    """Raise the soft limit on descriptors to the hard one, and say how many streams that and the limits on threads are
+    enough for."""
+    return max(16, min(_by_descriptors(), *(limit - _THREADS_OF_OURS for limit in _limits_on_threads())))
+
+
+def _limits_on_threads() -> Iterator[int]:
+    """Those of the user (getrlimit(2)) and of the control group, version 1 or 2 (kernel, cgroup-v2.rst)."""
+    yield _MOST_STREAMS
+    if (own := resource.getrlimit(resource.RLIMIT_NPROC)[0]) != resource.RLIM_INFINITY and os.geteuid() != 0:
+        yield own
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers in ("", "pids"):
+                with suppress(OSError, ValueError):  # "max" is no number
+                    yield int((_CGROUPS / controllers / group.lstrip("/") / "pids.max").read_text())
+
+
+def _by_descriptors() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -213,4 +235,4 @@ def _streams_that_fit() -> int:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if hard == resource.RLIM_INFINITY:
         return _MOST_STREAMS
-    return max(16, min(_MOST_STREAMS, (hard - _FDS_OF_OURS) // _FDS_OF_A_STREAM))
+    return (hard - _FDS_OF_OURS) // _FDS_OF_A_STREAM

@@ -10,7 +10,7 @@ from itertools import islice
 from blobtee.cache.leases import Leases
 from blobtee.cache.marking import Marking
 from blobtee.content import LocalStore
-from blobtee.errors import BlobteeError, Closed, DataLoss, NotFound
+from blobtee.errors import BlobteeError, Closed, DataLoss, NotFound, PermissionDenied, StorageError
 from blobtee.plugin.lazy import LazyBlobs
 from blobtee.plugin.references import References
 
@@ -93,7 +93,14 @@ class Sweeper:
                 continue
             if digest in needed or self._leases.holders(digest) or not self._was_there(digest, orphans[digest]):
                 settled.append(digest)
-            elif self._store.discard(digest):
+                continue
+            try:
+                gone = self._store.discard(digest)
+            except (StorageError, PermissionDenied) as error:
+                # One file that cannot be removed must not keep the others.
+                _logger.warning("blob %s that nobody holds stays until the next start: %s", digest, error)
+                continue
+            if gone:
                 removed += 1
                 settled.append(digest)
         self._references.settle(settled)
@@ -118,8 +125,10 @@ class Sweeper:
                     _logger.info("removed %d blobs that nobody holds", removed)
             except Closed:
                 return
-            except BlobteeError as error:
-                _logger.warning("cannot remove what nobody holds, next try in %d s: %s", RETRY_SECONDS, error)
+            except Exception as error:
+                defect = None if isinstance(error, BlobteeError) else error
+                message = "cannot remove what nobody holds, next try in %d s: %s"
+                _logger.warning(message, RETRY_SECONDS, error, exc_info=defect)
                 self._ending.wait(RETRY_SECONDS)
                 self._wanted.set()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from blobtee.content import LocalStore
+from blobtee.plugin import server
 from blobtee.plugin.server import Listen, Server
 from blobtee.plugin.sockets import listens
 from blobtee.plugin.sweeping import Sweeper
@@ -21,9 +22,36 @@ def test_without_a_thread_for_the_sweep_nothing_is_served(
     path = tmp_path / "s.sock"
     with monkeypatch.context() as patch:
         patch.setattr(Sweeper, "start", refuse)
-        server = Server(store, [Listen("one", path)])
+        refused = Server(store, [Listen("one", path)])
         with pytest.raises(RuntimeError):
-            server.start()
+            refused.start()
     assert not path.exists()
     with Server(store, [Listen("one", path)]):
         assert listens(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "where", "limit"),
+    [
+        ("0::/pod\n", "pod/pids.max", 500),
+        ("12:cpu:/x\n8:pids:/pod\n0::/\n", "pids/pod/pids.max", 500),
+        ("0::/pod\n", "pod/other", None),
+    ],
+)
+def test_streams_stay_within_the_threads_of_a_control_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, where: str, limit: int | None
+) -> None:
+    unlimited = server._streams_that_fit()
+    (tmp_path / where).parent.mkdir(parents=True)
+    (tmp_path / where).write_text("500\n")
+    read = Path.read_text
+
+    def read_text(path: Path) -> str:
+        return content if str(path) == "/proc/self/cgroup" else read(path)
+
+    monkeypatch.setattr(server, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(Path, "read_text", read_text)
+    if limit is None:
+        assert server._streams_that_fit() >= unlimited
+    else:
+        assert server._streams_that_fit() == limit - server._THREADS_OF_OURS

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -316,3 +319,24 @@ def test_a_reference_to_no_digest_hides_no_other(one: Tenant, store: LocalStore)
     with store.metadata.transaction() as connection:
         connection.execute("UPDATE tenant_blobs SET digest = 'nonsense' WHERE digest = ?", (put(one, b"2"),))
     assert digests(one) == [digest]
+
+
+def test_one_file_that_cannot_be_removed_keeps_no_other(
+    store: LocalStore, one: Tenant, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, free = put(one), put(one, b"goes")
+    one.delete(stuck)
+    one.delete(free)
+    unlink = os.unlink
+
+    def refuse(path: str | Path, **given: Any) -> None:
+        if str(path).endswith(stuck.hex):
+            raise OSError(errno.EIO, "Input/output error")
+        unlink(path, **given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        assert sweeper.sweep() == 1
+    assert on_disk(store) == [stuck]
+    assert sweeper.sweep() == 1
+    assert on_disk(store) == []
