@@ -6,6 +6,7 @@ The modules are named with their versions, and come from the module proxy that t
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ import pytest
 
 CONTAINERD = "github.com/containerd/containerd/v2"
 CONTAINERD_VERSION = "v2.4.2"
+BUILDKIT = "github.com/moby/buildkit"
+BUILDKIT_VERSION = "v0.34.2"
 
 _CACHE = Path(__file__).parents[2] / ".cache" / "go"
 _BUILD_SECONDS = 900
@@ -44,6 +47,19 @@ def installed(module: str, version: str, *commands: str) -> Path:
     return folder
 
 
+def built_in_place(module: str, version: str, *commands: str) -> Path:
+    """As `installed`, for a module that replaces others: Go installs no such module, and builds it in its folder."""
+    folder = _CACHE / f"{Path(module).name}-{version}"
+    with _alone(folder):
+        missing = [command for command in commands if not (folder / Path(command).name).exists()]
+        if missing:
+            downloaded = json.loads(_run([go(), "mod", "download", "-json", f"{module}@{version}"]))
+            folder.mkdir(exist_ok=True)
+            packages = [f"./{command}" for command in missing]
+            _run([go(), "build", "-mod=readonly", "-o", f"{folder}/", *packages], cwd=Path(downloaded["Dir"]))
+    return folder
+
+
 def tests_of(source: Path, package: str, name: str) -> Path:
     """The tests of `package` in the module at `source`, as a program; Go builds what has changed."""
     target = _CACHE / name
@@ -65,6 +81,11 @@ def containerd() -> Path:
     return installed(CONTAINERD, CONTAINERD_VERSION, "cmd/containerd", "cmd/ctr", "cmd/containerd-shim-runc-v2")
 
 
+def buildkit() -> Path:
+    """Folder with `buildkitd` and `buildctl`."""
+    return built_in_place(BUILDKIT, BUILDKIT_VERSION, "cmd/buildkitd", "cmd/buildctl")
+
+
 @contextmanager
 def _alone(what: Path) -> Iterator[None]:
     """Tests run in several processes, and building twice at once takes twice as long."""
@@ -74,7 +95,7 @@ def _alone(what: Path) -> Iterator[None]:
         yield
 
 
-def _run(command: list[str], extra: dict[str, str] | None = None, cwd: Path | None = None) -> None:
+def _run(command: list[str], extra: dict[str, str] | None = None, cwd: Path | None = None) -> str:
     done = subprocess.run(
         command,
         cwd=cwd,
@@ -85,3 +106,4 @@ def _run(command: list[str], extra: dict[str, str] | None = None, cwd: Path | No
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
