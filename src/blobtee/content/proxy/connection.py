@@ -113,6 +113,8 @@ class Connection:
             tasks.check()
         if self._patience.lost(call) or code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceeded(f"cannot {doing}: no answer at {self.address} for {self.timeout:g} s")
+        if code is grpc.StatusCode.CANCELLED:  # not by us: by a server that ends
+            return ConnectionFailed(f"cannot {doing}: the server at {self.address} ended the call")
         if code is grpc.StatusCode.UNAVAILABLE:
             # Either from gRPC itself, which cannot reach the server, or from the server, which means a locked ref by
             # it: the two look the same. Who can meet a locked ref asks what it is (`ProxyStore`).
