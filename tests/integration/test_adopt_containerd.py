@@ -15,7 +15,7 @@ from tests.integration.daemons import BLOBTEE, Containerd, running_blobtee, runn
 from tests.integration.images import NAME, hello, listed
 from tests.integration.servers import tool
 
-pytestmark = [pytest.mark.xdist_group("containerd"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.xdist_group("containerd"), pytest.mark.timeout(1200)]
 
 CONTENT = "io.containerd.content.v1.content"
 

@@ -15,7 +15,7 @@ from tests.integration.daemons import BLOBTEE, Blobtee, Containerd, running_blob
 from tests.integration.images import NAME, hello, listed
 from tests.integration.servers import DockerRegistry, running_registry, tool
 
-pytestmark = [pytest.mark.xdist_group("containerd"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.xdist_group("containerd"), pytest.mark.timeout(1200)]
 
 
 @pytest.fixture

@@ -14,6 +14,9 @@ from tests.conformance.test_reading import *  # noqa: F403
 from tests.conformance.test_writing import *  # noqa: F403
 from tests.integration.daemons import Containerd, running_containerd
 
+# Who comes first builds containerd.
+pytestmark = [pytest.mark.xdist_group("containerd"), pytest.mark.timeout(1200)]
+
 _count = itertools.count()
 
 _TIMES = "updated_at is that of a file, which opening touches and an answer knows a moment before"
