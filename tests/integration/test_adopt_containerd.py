@@ -28,6 +28,12 @@ def adopt(*arguments: str | Path) -> dict[str, object]:
     return answer
 
 
+def settle(containerd: Containerd) -> None:
+    """Let it collect what its work so far has left, and wait for that."""
+    containerd.do("images", "tag", NAME, "example.test/gone:1")
+    containerd.do("images", "rm", "--sync", "example.test/gone:1")
+
+
 def labels_of(containerd: Containerd) -> set[str]:
     """Of all blobs: the last column, whose order is by chance."""
     lines = containerd.do("content", "ls").splitlines()
@@ -44,6 +50,7 @@ def test_a_containerd_moves_in_with_its_images_and_unfinished_blobs(
     with running_containerd(folder, version, None) as containerd:
         containerd.do("images", "import", busybox)
         hello(containerd)
+        settle(containerd)
         images, blobs = containerd.do("images", "ls"), set(listed(containerd))
         labels = labels_of(containerd)
         with ProxyStore(containerd.address) as store, store.writer("unfinished", total=8) as writer:
@@ -86,6 +93,7 @@ def test_garbage_of_another_life_is_left(tmp_path: Path, busybox: Path) -> None:
     folder = tmp_path / "c"
     with running_containerd(folder, "2", None) as containerd:
         containerd.do("images", "import", busybox)
+        settle(containerd)
         count = len(listed(containerd))
     stray = b"of a containerd that was reset"
     (folder / "root" / CONTENT / "blobs" / "sha256" / Digest.of(stray).hex).write_bytes(stray)
