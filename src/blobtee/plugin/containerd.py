@@ -82,8 +82,9 @@ def load(path: Path) -> Mapping[str, Any]:
         plugins = part.get("proxy_plugins")
         whole["proxy_plugins"] |= plugins if isinstance(plugins, Mapping) else {}
         for name in _names(part, "imports"):
-            pattern = os.path.join(path.parent, os.path.normpath(name))
-            pending += [Path(found) for found in sorted(glob.glob(pattern))] if "*" in name else [Path(pattern)]
+            pattern = os.path.normpath(os.path.join(path.parent, name))
+            found = sorted(glob.glob(pattern, include_hidden=True))
+            pending += [Path(each) for each in found] if "*" in name else [Path(pattern)]
     return whole
 
 

@@ -168,6 +168,13 @@ def test_a_containerd_that_runs_is_noticed(containerd: Path, store: LocalStore) 
             adopt(containerd, inside, "default")
 
 
+def test_a_time_that_cannot_be_is_none(containerd: Path, store: LocalStore) -> None:
+    one = Digest.of(ONE).encode()
+    (containerd / METADATA).write_bytes(BoltFile(metadata_of({"default": {one: blob(1 << 40)}})).data)
+    adopt(containerd, store, "default")
+    assert 0 < tenant(store).info(Digest.of(ONE)).created_at < 1 << 62
+
+
 def test_blobs_that_are_missing_are_counted(containerd: Path, store: LocalStore) -> None:
     (containerd / CONTENT / "blobs" / "sha256" / Digest.of(ONE).hex).unlink()
     done = adopt(containerd, store, "default")

@@ -74,9 +74,11 @@ def test_imports_are_joined_as_containerd_joins_them(tmp_path: Path) -> None:
         '[proxy_plugins.blobtee]\ntype = "content"\naddress = "/before"\n'
     )
     (tmp_path / "conf.d" / "1.toml").write_text(
-        f'version = 2\ndisabled_plugins = ["a", "{BUILT_IN}"]\nimports = ["{main}", "../once.toml"]\n'
+        f'version = 2\ndisabled_plugins = ["a", "{BUILT_IN}"]\n'
+        f'imports = ["{main}", "../config.toml", "../once.toml", "*.toml"]\n'
         '[proxy_plugins.blobtee]\ntype = "content"\naddress = "/after"\n'
     )
+    (tmp_path / "conf.d" / ".hidden.toml").write_text('required_plugins = ["x"]\nimports = ["../conf.d/*.toml"]\n')
     (tmp_path / "once.toml").write_text('required_plugins = ["x"]\n')
     loaded = load(main)
     assert loaded["disabled_plugins"] == ["a", BUILT_IN]

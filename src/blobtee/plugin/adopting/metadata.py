@@ -79,8 +79,9 @@ def _learn(known: Known, blob: Bucket) -> None:
 
 
 def _time(data: bytes | None) -> int:
-    """As Go's `time.Time` writes itself; 0 for none."""
+    """As Go's `time.Time` writes itself; 0 for none, and for one that no nanoseconds since the epoch can say."""
     if data is None or len(data) < _TIME.size:
         return 0
     _, seconds, nanos, _ = _TIME.unpack_from(data)
-    return max(0, (int(seconds) + _YEAR_1) * 1_000_000_000 + int(nanos))
+    time = (int(seconds) + _YEAR_1) * 1_000_000_000 + int(nanos)
+    return time if 0 < time < 1 << 63 else 0
