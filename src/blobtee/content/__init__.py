@@ -10,6 +10,7 @@ from blobtee.content.api import (
     Ingester,
     IngestManager,
     Manager,
+    PartialProvider,
     Provider,
     ReaderAt,
     ReaderFile,
@@ -25,6 +26,7 @@ from blobtee.content.layout import Layout
 from blobtee.content.local import LocalStore
 from blobtee.content.memory import MemoryStore
 from blobtee.content.multi import MultiProvider
+from blobtee.content.trust import Trust
 
 __all__ = [
     "Database",
@@ -38,11 +40,13 @@ __all__ = [
     "Manager",
     "MemoryStore",
     "MultiProvider",
+    "PartialProvider",
     "Provider",
     "ReaderAt",
     "ReaderFile",
     "Status",
     "Store",
+    "Trust",
     "Writer",
     "copy",
     "digester",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
+from blobtee.content.trust import Trust
 from blobtee.errors import Closed, InvalidArgument, OutOfRange
 from blobtee.oci import Descriptor, Digest
 
@@ -28,6 +29,8 @@ class ReaderAt(ABC):
     """
 
     size: int
+    trust: Trust = Trust.BLOB
+    """How far the bytes are proven. Readers of stores: whole, when the blob was committed."""
 
     @abstractmethod
     def readinto_at(self, offset: int, buffer: WriteableBuffer) -> int:
@@ -147,6 +150,16 @@ class Provider(Protocol):
         Only `desc.digest` names the blob; a `desc.size` that is known to be wrong is `SizeMismatch`. A negative one
         says that the caller does not know it.
         """
+        ...
+
+
+@runtime_checkable
+class PartialProvider(Protocol):
+    """A `Provider` that need not have a blob whole to read some of it."""
+
+    def reader_at(self, desc: Descriptor, trust: Trust = Trust.BLOB) -> ReaderAt:
+        """As `Provider.reader_at`; the reader's bytes satisfy `trust`, and `ReaderAt.trust` says how far they are
+        proven."""
         ...
 
 
