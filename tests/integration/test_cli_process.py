@@ -59,6 +59,12 @@ def test_the_main_job_from_end_to_end(server: MemoryRegistry, environ: dict[str,
     assert (result.returncode, result.stderr) == (0, b"")
 
 
+def nbytes_here(root: Path) -> int:
+    """Bytes of partial blobs of 8,000,000 bytes or a little more that are here, as their maps on the disk say."""
+    maps = (root / "partial").glob("*/*/map")
+    return max((path.read_bytes()[1024 : 1024 + 122].count(1) << 16 for path in maps), default=0)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_pull_ends_clean_and_the_next_one_goes_on(
     server: MemoryRegistry, environ: dict[str, str], tmp_path: Path, number: signal.Signals
@@ -72,10 +78,9 @@ def test_an_interrupted_pull_ends_clean_and_the_next_one_goes_on(
 
     with subprocess.Popen([*BLOBTEE, "pull", name], env=environ, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 20
-        with LocalStore(tmp_path / "store") as store:
-            while not any(status.offset >= 4 << 20 for status in store.statuses()):
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+        while nbytes_here(tmp_path / "store") < 4 << 20:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         process.send_signal(number)
         began = time.monotonic()
         _, err = process.communicate(timeout=20)
@@ -84,13 +89,12 @@ def test_an_interrupted_pull_ends_clean_and_the_next_one_goes_on(
     assert err.decode().splitlines()[-2] == "blobtee: error: interrupted"
     assert b"Traceback" not in err
 
-    with LocalStore(tmp_path / "store") as store:
-        (status,) = store.statuses()
-    assert status.offset >= 4 << 20
+    kept = nbytes_here(tmp_path / "store")
+    assert kept >= 4 << 20
     server.faults.clear()
     server.reset()
     assert run(environ, "pull", name).returncode == 0
-    assert server.counters.sent["blob"] == len(source.layers[0].data) - status.offset
+    assert server.counters.sent["blob"] == len(source.layers[0].data) - kept
     with LocalStore(tmp_path / "store") as store:
         assert store.problems == ()
         assert verify(store).good

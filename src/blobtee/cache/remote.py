@@ -10,6 +10,7 @@ from blobtee.cache import converting, labels, unlazy
 from blobtee.cache.handlers import Means
 from blobtee.compression import Compression, Type, from_media_type
 from blobtee.content.api import Info, ReaderAt
+from blobtee.content.trust import Trust
 from blobtee.errors import DataLoss, InvalidArgument, NotFound
 from blobtee.oci import Descriptor, Digest
 from blobtee.tasks import Group
@@ -59,7 +60,7 @@ class Remote:
 
 
 class LazyProvider:
-    """Brings one blob: from the store, after fetching it whole when it is not there. Thread-safe.
+    """Brings one blob: from the store, or from where it is. Thread-safe.
 
     `origin` is given for variants: the layer's own blob, of which the variant is made again when it is gone.
     """
@@ -70,11 +71,18 @@ class LazyProvider:
         self.means = means
         self.origin = origin
 
-    def reader_at(self, desc: Descriptor) -> ReaderAt:
-        """A reader of the blob in the store, which is brought there first. `NotFound` for any other digest."""
+    def reader_at(self, desc: Descriptor, trust: Trust = Trust.BLOB) -> ReaderAt:
+        """A reader of the blob, whose bytes satisfy `trust`. `NotFound` for any other digest.
+
+        A blob that somebody can bring is not waited for: its reads bring what they need (`tee.TeeReader`). One that has
+        to be made again is made first.
+        """
         self._require(desc.digest)
-        self.unlazy()
-        return self.ref.manager.store.reader_at(desc)
+        reader = unlazy.reader_at(self.ref, self.desc, self.means, trust)
+        if reader is None:
+            self.unlazy()
+            reader = self.ref.manager.store.reader_at(desc)
+        return reader
 
     def info(self, digest: str) -> Info:
         """What the store knows; of a lazy blob, digest and size only. Nothing is fetched."""
@@ -115,9 +123,9 @@ class LazyMultiProvider:
         self._all = tuple(providers)
         self._by_digest: dict[Digest, LazyProvider] = {provider.desc.digest: provider for provider in self._all}
 
-    def reader_at(self, desc: Descriptor) -> ReaderAt:
-        """A reader of one of the blobs, which is fetched first when it is lazy. `NotFound`: not one of them."""
-        return self._find(desc.digest).reader_at(desc)
+    def reader_at(self, desc: Descriptor, trust: Trust = Trust.BLOB) -> ReaderAt:
+        """A reader of one of the blobs (`LazyProvider.reader_at`). `NotFound`: not one of them."""
+        return self._find(desc.digest).reader_at(desc, trust)
 
     def info(self, digest: str) -> Info:
         """What is known of one of the blobs, without fetching it. `NotFound`: not one of them."""

@@ -9,7 +9,9 @@ from blobtee import compression, content
 from blobtee.cache import creating, labels, variants
 from blobtee.cache.flights import flights
 from blobtee.cache.handlers import Handler, Means
-from blobtee.content.api import Info
+from blobtee.content import LocalStore
+from blobtee.content.api import Info, ReaderAt
+from blobtee.content.trust import Trust
 from blobtee.errors import (
     ConnectionFailed,
     DigestMismatch,
@@ -19,6 +21,7 @@ from blobtee.errors import (
     TooManyRequests,
 )
 from blobtee.oci import Descriptor
+from blobtee.tee import source_of, tee_of
 
 if TYPE_CHECKING:
     from blobtee.cache.ref import Ref
@@ -83,10 +86,31 @@ def _silent(desc: Descriptor) -> nullcontext[None]:
     return nullcontext()
 
 
+def reader_at(ref: Ref, desc: Descriptor, means: Means, trust: Trust) -> ReaderAt | None:
+    """A reader that brings what is read of a lazy blob, and the whole by `unlazy`; None when there is nothing to bring,
+    or the store has no place for parts of blobs. `UnsupportedMediaType`, before anything is fetched."""
+    manager = ref.manager
+    handler = means.handlers.get(desc.digest)
+    if handler is None or manager.has_all_of(desc) or not isinstance(manager.store, LocalStore):
+        return None
+    compression.from_media_type(desc.media_type)
+    return tee_of(manager.store).reader_at(
+        desc,
+        lambda: source_of(handler.provider(means.session), desc),
+        trust,
+        labels=labels.blob_labels(desc),
+        fill=lambda: unlazy(ref, desc, means),
+    )
+
+
 def _copy(ref: Ref, desc: Descriptor, handler: Handler, session: object) -> Info:
     manager = ref.manager
     # Before it is a blob: there is no moment in which nothing holds it.
     manager.leases.protect([desc.digest])
+    if isinstance(manager.store, LocalStore):
+        return tee_of(manager.store).fill(
+            desc, lambda: source_of(handler.provider(session), desc), labels.blob_labels(desc)
+        )
     return content.copy(manager.store, handler.provider(session), desc, labels=labels.blob_labels(desc))
 
 

@@ -170,6 +170,13 @@ class LocalStore:
                 with suppress(FileNotFoundError):
                     os.unlink(name)
 
+    def take_in(self, path: Path, digest: Digest, labels: Mapping[str, str] | None = None) -> Info:
+        """Make the file at `path`, whose bytes the caller has proven and synced, the blob `digest` by giving it the
+        blob's name. `AlreadyExists`: it stays where it is. It must be on the file system of the root."""
+        self._writable()
+        with os_errors(f"take in {path}"):
+            return self._blobs.place(path, digest, path.stat().st_size, labels or {})
+
     def quarantined(self) -> list[Info]:
         """Blobs that were put in quarantine and have not been brought back."""
         self._check_open()

@@ -5,8 +5,10 @@ from blobtee.registry.client import Registry, Repository
 from blobtee.registry.hosts import Host, Hosts
 from blobtee.registry.pusher import Pushed
 from blobtee.registry.settings import Settings
+from blobtee.registry.streams import BlobSource
 
 __all__ = [
+    "BlobSource",
     "Credential",
     "Credentials",
     "FileCredentials",

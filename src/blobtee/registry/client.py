@@ -20,14 +20,16 @@ from blobtee.errors import (
 )
 from blobtee.oci import Descriptor, Digest, Index, Manifest, Reference, mediatypes, parse_document
 from blobtee.registry.auth import Credentials, FileCredentials
+from blobtee.registry.bodies import Source
 from blobtee.registry.documents import DocumentPusher, Documents
-from blobtee.registry.fetcher import BlobReader, DocumentReader, Source
+from blobtee.registry.fetcher import BlobReader, DocumentReader
 from blobtee.registry.hosts import Host, Hosts
 from blobtee.registry.proxies import Proxies
 from blobtee.registry.pusher import BlobPush, Pushed, stat
 from blobtee.registry.retry import Transient
 from blobtee.registry.session import Scope, Session
 from blobtee.registry.settings import Settings
+from blobtee.registry.streams import BlobSource
 from blobtee.registry.transport import Transport
 
 T = TypeVar("T")
@@ -132,9 +134,13 @@ class Repository:
         """
         if _known(desc.media_type):
             return DocumentReader(self.document(desc).raw)
+        return BlobReader(self.source(desc))
+
+    def source(self, desc: Descriptor) -> BlobSource:
+        """The blob as streams of ranges, for who keeps and checks what comes. Nothing is asked of the registry yet."""
         sessions = self._registry.sessions(self.reference.host, "pull")
-        sources = [Source(session, self.reference.repository, desc) for session in sessions]
-        return BlobReader(sources, desc, self._registry.settings)
+        hosts = [Source(session, self.reference.repository, desc) for session in sessions]
+        return BlobSource(hosts, desc, self._registry.settings)
 
     def stat(self, digest: str) -> int | None:
         """Size in bytes of a blob, asked by HEAD; None when the registry does not have it."""

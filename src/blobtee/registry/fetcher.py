@@ -1,6 +1,6 @@
-"""Reading blobs: bounded ranges and whole bodies, resumed where they break off.
+"""Reading blobs: by ranges, or as a file, resumed where they break off.
 
-The rules are those of `spec/tee.md` section 2. Nothing here is verified against the digest: whoever keeps the bytes
+Nothing here is verified against the digest: whoever keeps the bytes
 does that.
 """
 
@@ -10,8 +10,6 @@ import io
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 from blobtee import tasks
@@ -22,192 +20,17 @@ from blobtee.errors import (
     Closed,
     ConnectionFailed,
     InvalidArgument,
-    ProtocolViolation,
-    SizeMismatch,
     from_os_error,
 )
-from blobtee.oci import Descriptor
-from blobtee.registry.headers import content_range, strong_etag
-from blobtee.registry.limits import Kind
-from blobtee.registry.problems import problem
+from blobtee.registry.bodies import Body
 from blobtee.registry.retry import Retry, Transient
-from blobtee.registry.session import Reply, Scope, Session, refuse_encoding
-from blobtee.registry.settings import Settings
-from blobtee.registry.transport import Url
+from blobtee.registry.streams import BlobSource
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _SKIP = 256 << 10
 _PIECE = 1 << 20
-
-
-class Body:
-    """Bytes [position, end) of a blob, arriving. For one thread at a time."""
-
-    def __init__(self, reply: Reply, start: int, end: int, what: str) -> None:
-        self._reply = reply
-        self._end = end
-        self._what = what
-        self.position = start
-
-    def readinto(self, view: memoryview) -> int:
-        """Fill `view` as far as the body goes; 0 only at its end. `Transient` when it breaks off before that."""
-        view = view[: self._end - self.position]
-        n = 0
-        if view:
-            try:
-                n = self._reply.readinto(view)
-            except ConnectionFailed as error:
-                raise Transient(error) from error
-            if not n:
-                raise Transient(
-                    ConnectionFailed(f"{self._reply.url.netloc} ended {self._what} at byte {self.position}")
-                )
-        self.position += n
-        if self.position == self._end:
-            self._finish()
-        return n
-
-    def close(self) -> None:
-        self._reply.close()
-
-    def _finish(self) -> None:
-        if self._reply.length is None:
-            # Without a length, only the end of the body tells that it has no more than was asked for.
-            try:
-                if self._reply.readinto(memoryview(bytearray(1))):
-                    raise ProtocolViolation(f"{self._reply.url.netloc} sent more bytes than {self._what} has")
-            except ConnectionFailed:
-                pass
-        self._reply.close()
-
-
-class Source:
-    """One blob on one host: what was learned about getting it. Thread-safe."""
-
-    def __init__(self, session: Session, repository: str, desc: Descriptor) -> None:
-        self._session = session
-        self._scope = Scope(repository)
-        self._size = desc.size
-        self._url = session.host.url(f"/{repository}/blobs/{desc.digest}")
-        self._what = f"{repository}@{desc.digest} from {session.name}"
-        self._lock = threading.Lock()
-        self._location: Url | None = None
-        self._etags: dict[str, str] = {}
-        self.ranges = True
-        self._restarted = False
-        self.failure: BlobteeError | None = None
-
-    def body(self, start: int, end: int) -> Body:
-        """Ask for the bytes [start, end), not none of them.
-
-        A host that does not know ranges gives a body that starts at 0; once, then it is an error. `Transient` is
-        worth another try here, any other error is not.
-        """
-        if (start, end) == (0, self._size):
-            return self._whole(self._request({}))
-        if not self.ranges:
-            return self._again()
-        reply = self._request({"Range": f"bytes={start}-{end - 1}"})
-        with _closing_on_error(reply):
-            if reply.status == 206:
-                self._check(reply, start, end)
-                return Body(reply, start, end, self._what)
-            if reply.status == 200:
-                # The whole blob for a part of it: only a length that fits makes it believable.
-                if reply.length != self._size:
-                    raise ProtocolViolation(
-                        f"{reply.url.netloc} answered a request for a range of {self._what} with something else"
-                    )
-                self._once_only()
-                return self._whole(reply)
-            if reply.status == 416:
-                raise SizeMismatch(f"{self._what}, which says it has no bytes from {start} on", self._size, start)
-            if reply.status == 501:
-                reply.close()
-                return self._again()
-            raise problem(reply, f"read {self._what}", self._session.settings)
-
-    def _again(self) -> Body:
-        self._once_only()
-        return self._whole(self._request({}))
-
-    def _once_only(self) -> None:
-        with self._lock:
-            self.ranges = False
-            if self._restarted:
-                raise ProtocolViolation(
-                    f"{self._session.name} knows no ranges, and has sent {self._what} from the start already"
-                )
-            self._restarted = True
-
-    def _whole(self, reply: Reply) -> Body:
-        with _closing_on_error(reply):
-            if reply.status == 206:
-                raise ProtocolViolation(f"{reply.url.netloc} sent a part of {self._what}, unasked")
-            if reply.status != 200:
-                raise problem(reply, f"read {self._what}", self._session.settings)
-            refuse_encoding(reply)
-            if reply.length is not None and reply.length != self._size:
-                raise SizeMismatch(self._what, self._size, reply.length)
-            self._same(reply)
-            return Body(reply, 0, self._size, self._what)
-
-    def _check(self, reply: Reply, start: int, end: int) -> None:
-        refuse_encoding(reply)
-        where = reply.url.netloc
-        stated = reply.header("content-range")
-        if stated is None:
-            raise ProtocolViolation(f"{where} sent a part of {self._what} without saying which")
-        if content_range(stated, where) != (start, end, self._size):
-            raise ProtocolViolation(
-                f"{where} was asked for bytes {start}-{end - 1}/{self._size} of {self._what} and sent {stated[:80]!r}"
-            )
-        if reply.length is not None and reply.length != end - start:
-            raise ProtocolViolation(f"{where} announced {reply.length} bytes where {end - start} were asked for")
-        self._same(reply)
-
-    def _same(self, reply: Reply) -> None:
-        etag = strong_etag(reply.header("etag"))
-        if etag is None:
-            return
-        with self._lock:
-            known = self._etags.setdefault(reply.url.netloc, etag)
-        if known != etag:
-            raise ProtocolViolation(f"{reply.url.netloc} has other bytes for {self._what} than before")
-
-    def _request(self, headers: dict[str, str]) -> Reply:
-        """GET, from where a redirect led last time if there was one, and anew through the registry if that fails."""
-        with self._lock:
-            location = self._location
-        if location is not None:
-            try:
-                reply = self._session.open("GET", location, self._scope, Kind.DOWNLOAD, headers=headers)
-            except Transient:
-                self._forget()
-            else:
-                if reply.status < 400 or reply.status == 416:
-                    return reply
-                reply.close()
-                self._forget()
-        reply = self._ask(headers)
-        if reply.redirected and reply.status in (400, 403) and location is None:
-            # A signature that was too old on arrival: one more, fresh one.
-            reply.close()
-            reply = self._ask(headers)
-        return reply
-
-    def _ask(self, headers: dict[str, str]) -> Reply:
-        reply = self._session.open("GET", self._url, self._scope, Kind.DOWNLOAD, headers=headers)
-        if reply.redirected and reply.status in (200, 206):
-            with self._lock:
-                self._location = reply.url
-        return reply
-
-    def _forget(self) -> None:
-        with self._lock:
-            self._location = None
 
 
 class BlobReader(ReaderAt):
@@ -219,11 +42,11 @@ class BlobReader(ReaderAt):
     `Settings.patience` seconds; after any of these the reader can be used again.
     """
 
-    def __init__(self, sources: Sequence[Source], desc: Descriptor, settings: Settings) -> None:
-        self.size = desc.size
-        self._digest = desc.digest
-        self._sources = list(sources)
-        self._settings = settings
+    def __init__(self, source: BlobSource) -> None:
+        self.size = source.desc.size
+        self._digest = source.desc.digest
+        self._source = source
+        self._settings = source.settings
         self._closed = False
         self._lock = threading.Lock()
         self._spool: BinaryIO | None = None
@@ -268,7 +91,7 @@ class BlobReader(ReaderAt):
 
     def _part(self, start: int, view: memoryview, retry: Retry) -> int:
         """Fetch the range that `view` has room for; how much of it came. 0 when it went into the spool instead."""
-        body = self._begin(start, start + len(view))
+        body = self._source.begin(start, start + len(view))
         try:
             if body.position == start:
                 n = body.readinto(view)
@@ -278,30 +101,6 @@ class BlobReader(ReaderAt):
             return 0
         finally:
             body.close()
-
-    def _begin(self, start: int, end: int) -> Body:
-        """A body from the first host that gives one. Hosts that broke a rule are not asked again by this reader."""
-        transient: Transient | None = None
-        final: BlobteeError | None = None
-        for source in self._sources:
-            # Looked at once: another thread of this reader may take the note back at any time.
-            if (known := source.failure) is not None:
-                final = known
-                continue
-            try:
-                return source.body(start, end)
-            except Transient as failure:
-                transient = failure
-            except (Cancelled, Closed):
-                raise
-            except BlobteeError as error:
-                final = source.failure = error
-        if transient is not None:
-            raise transient
-        assert final is not None  # There is one source at least.
-        for source in self._sources:
-            source.failure = None  # A later call may find better days, or a sign-in done meanwhile.
-        raise final
 
     def _fill_spool(self, body: Body, retry: Retry) -> None:
         while not self._lock.acquire(timeout=0.1):
@@ -413,7 +212,7 @@ class RemoteFile(ReaderFile):
             self._drop()
             body = None
         if body is None:
-            body = self._body = self._reader._begin(self._position, self._reader.size)
+            body = self._body = self._reader._source.begin(self._position, self._reader.size)
         scrap = bytearray(min(_PIECE, self._position - body.position))
         while body.position < self._position:
             n = body.readinto(memoryview(scrap)[: self._position - body.position])
@@ -424,15 +223,6 @@ class RemoteFile(ReaderFile):
         if self._body is not None:
             self._body.close()
             self._body = None
-
-
-@contextmanager
-def _closing_on_error(reply: Reply) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        reply.close()
-        raise
 
 
 def _copy(body: Body, spool: BinaryIO, retry: Retry) -> None:

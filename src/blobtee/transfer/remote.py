@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from blobtee.content import Provider, ReaderAt
 from blobtee.errors import InvalidArgument, NotFound
 from blobtee.oci import Descriptor, Index, Manifest, Reference, mediatypes
-from blobtee.registry import Registry
+from blobtee.registry import BlobSource, Registry
 from blobtee.transfer.places import Moved, Source
 
 _lock = threading.Lock()
@@ -45,6 +45,9 @@ class RemoteSource:
 
     def reader_at(self, desc: Descriptor) -> ReaderAt:
         return self._repository.reader_at(desc)
+
+    def source(self, desc: Descriptor) -> BlobSource:
+        return self._repository.source(desc)
 
     def repositories(self, desc: Descriptor, host: str) -> Sequence[str]:
         return [self.reference.repository] if host == self.reference.host else []
@@ -106,6 +109,11 @@ class Repositories:
             except NotFound:
                 continue
         return last.reader_at(desc)
+
+    def source(self, desc: Descriptor) -> BlobSource:
+        """The blob at all of them, asked in their order."""
+        first, *others = [repository.source(desc) for repository in self._open]
+        return first.joined(others)
 
 
 def opener(registry: Registry | None, references: Sequence[Reference]) -> Callable[[object], Provider]:

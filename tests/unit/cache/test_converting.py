@@ -354,7 +354,18 @@ def test_a_variant_is_leased_before_it_is_a_blob(manager: CacheManager, monkeypa
         monkeypatch.setattr(opened, "commit", committing)
         return opened
 
+    assert isinstance(manager.store, LocalStore)
+    take_in = manager.store.take_in
+
+    def taking_in(path: Path, digest: Digest, labels: Any) -> Any:
+        lease = current_lease()
+        assert lease is not None
+        held.append((digest, lease))
+        assert ("content", digest) in manager.leases.resources(lease)
+        return take_in(path, digest, labels)
+
     monkeypatch.setattr(manager.store, "writer", writer)
+    monkeypatch.setattr(manager.store, "take_in", taking_in)
     with manager.leases.hold() as mine:
         (desc,) = ref.get_remote(True, FORCED[Type.ZSTD]).descriptors
         assert ("content", desc.digest) in manager.leases.resources(mine)

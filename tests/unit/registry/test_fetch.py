@@ -25,7 +25,9 @@ from blobtee.errors import (
 )
 from blobtee.oci import Descriptor, Digest
 from blobtee.registry import Registry, Settings
-from blobtee.registry.fetcher import BlobReader, Source
+from blobtee.registry.bodies import Source
+from blobtee.registry.fetcher import BlobReader
+from blobtee.registry.streams import BlobSource
 from tests.unit.registry.conftest import QUICK, Connect, Serve
 from tests.unit.registry.scripted import Asked, Server, Wire, blob_script
 
@@ -538,5 +540,5 @@ def test_two_threads_that_fail_at_once_both_get_the_error() -> None:
         def failure(self, error: NotFound | None) -> None:
             pass
 
-    with BlobReader(cast(list[Source], [Forgotten()]), DESC, QUICK) as reader, pytest.raises(NotFound):
+    with BlobReader(BlobSource(cast(list[Source], [Forgotten()]), DESC, QUICK)) as reader, pytest.raises(NotFound):
         reader.read_at(0, 1)

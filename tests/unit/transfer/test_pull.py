@@ -28,6 +28,7 @@ from blobtee.errors import (
 )
 from blobtee.oci import Compressed, Descriptor
 from blobtee.registry import Registry
+from blobtee.tee.map import CHUNK
 from blobtee.testing import Answer, Generated, MemoryRegistry, Request, image, index, layer
 from blobtee.testing.images import Files
 from blobtee.transfer import open_image, pull, verify
@@ -153,7 +154,8 @@ def test_layers_come_from_another_repository_of_the_labels_when_the_first_has_lo
     with open_image(name, store, registry=client) as opened:
         assert opened.ref is not None
         opened.ref.get_remote().unlazy()
-    assert {entry.repository for entry in server.entries("GET", "blob")} == {"team/one"}
+    gets = server.entries("GET", "blob")
+    assert {entry.repository for entry in gets if entry.status == 200} == {"team/one"}
 
 
 def test_a_layer_that_nobody_has_any_more_is_lazily_unavailable(
@@ -299,6 +301,13 @@ def test_a_lying_config_is_refused(server: MemoryRegistry, client: Registry, sto
     assert digests(store) == set()
 
 
+def chunks_here(store: LocalStore) -> int:
+    """Chunks that are here of a blob of 3,000,000 bytes, as its map on the disk says (`tee.map`)."""
+    chunks = -(-3_000_000 // CHUNK)
+    maps = (store.root / "partial").glob("*/*/map")
+    return max((path.read_bytes()[1024 : 1024 + chunks].count(1) for path in maps), default=0)
+
+
 def test_a_pull_that_is_cancelled_ends_at_once_and_the_next_one_goes_on(
     server: MemoryRegistry, client: Registry, store: LocalStore
 ) -> None:
@@ -326,7 +335,7 @@ def test_a_pull_that_is_cancelled_ends_at_once_and_the_next_one_goes_on(
     thread = threading.Thread(target=work)
     thread.start()
     assert stalled.wait(10)
-    while not any(status.offset >= 1 << 20 for status in store.statuses()):
+    while chunks_here(store) < (1 << 20) // CHUNK:
         assert thread.is_alive()
     cancellation.cancel("enough")
     thread.join(10)

@@ -1,0 +1,374 @@
+"""Fetching what is missing of one blob, each byte once (`spec/tee.md` section 1, rules 3 and 4).
+
+Who needs chunks says so and waits; threads of the engine bring them. What is under way for somebody is waited for by
+everybody else, here by a list of fetches, between processes by claims (`tee.claims`). A fetch that nobody waits for any
+more ends.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from blobtee import tasks
+from blobtee.errors import BlobteeError, Closed, DigestMismatch, LazyUnavailable, ResourceExhausted
+from blobtee.tee.map import CHUNK, Frontier, chunks_of
+from blobtee.tee.pace import Pace
+from blobtee.tee.partial import Partial
+from blobtee.tee.source import Source, Stream
+
+_logger = logging.getLogger(__name__)
+
+_BUFFER = 1 << 20
+_POLL = 0.02
+"""Seconds between two looks at what another process is fetching."""
+
+Sink = Callable[[int, bytearray, int], bytearray]
+"""Takes (offset, buffer, bytes in it) of what was just kept, and gives a buffer to go on with, the same or another."""
+
+
+class Filling(Protocol):
+    @property
+    def done(self) -> bool: ...
+
+
+class Fetch:
+    """One request: chunks [at, last) are still to come by it."""
+
+    def __init__(self, first: int, last: int, source: Source) -> None:
+        self.at = first
+        self.last = last
+        self.source = source
+        self.waiting = 0
+        self.cancellation = tasks.Cancellation()
+        self.error: BaseException | None = None
+
+
+class _Waiter:
+    def __init__(self, first: int, last: int) -> None:
+        self.first = first
+        self.last = last
+        self.woken = threading.Event()
+
+
+class Engine:
+    """Brings chunks of `partial`. Thread-safe. `pace` knows how fast the sources are, and who goes first."""
+
+    def __init__(self, partial: Partial, pace: Pace) -> None:
+        self._partial = partial
+        self._map = partial.map
+        self._pace = pace
+        self._lock = threading.Lock()
+        self._fetches: list[Fetch] = []
+        self._waiters: set[_Waiter] = set()
+        self._threads: set[threading.Thread] = set()
+        self._checkpointing = threading.Lock()
+        self._closed = False
+        self.on_mark: Callable[[], None] = lambda: None
+        """Called after chunks have come."""
+        self.frontier: Callable[[], Frontier | None] = lambda: None
+        """How far the blob has been hashed, for checkpoints."""
+
+    # ---- for readers ------------------------------------------------------------------------------------------------
+
+    def bring(self, first: int, last: int, source: Source, *, ahead: int = 0) -> None:
+        """Return when the chunks [first, last) are here; up to `ahead` more may be asked for in the same breath.
+
+        Errors are those of `source`; what fails for somebody else's is tried by it. `Cancelled` when this waiter gives
+        up, which disturbs no other.
+        """
+        failed: BaseException | None = None
+        while not self._partial.is_here(first, last):
+            if failed is not None:
+                raise failed
+            waiter = _Waiter(first, last)
+            with self._lock:
+                fetches = self._plan(first, last, ahead, source)
+                for fetch in fetches:
+                    fetch.waiting += 1
+                self._waiters.add(waiter)
+            with self._pace.foreground():
+                self._wait(waiter, fetches)
+            mine = [fetch.error for fetch in fetches if fetch.error is not None and fetch.source is source]
+            failed = mine[0] if mine else None
+
+    def await_chunks(self, first: int, last: int, filling: Filling) -> None:
+        """Wait until the chunks [first, last) have come by somebody's doing, or `filling` is done."""
+        waiter = _Waiter(first, last)
+        with self._lock:
+            self._waiters.add(waiter)
+        try:
+            while not self._partial.is_here(first, last) and not filling.done:
+                tasks.check()
+                waiter.woken.wait(_POLL)
+                waiter.woken.clear()
+        finally:
+            with self._lock:
+                self._waiters.discard(waiter)
+
+    def _wait(self, waiter: _Waiter, fetches: list[Fetch]) -> None:
+        leave = tasks.current().on_cancel(waiter.woken.set)
+        try:
+            while not self._partial.is_here(waiter.first, waiter.last):
+                tasks.check()
+                # Without a fetch of ours to tell, it is another process that brings them.
+                waiter.woken.wait(None if fetches else _POLL)
+                waiter.woken.clear()
+                if not fetches or any(self._is_over(fetch) for fetch in fetches):
+                    return
+        finally:
+            leave()
+            with self._lock:
+                self._waiters.discard(waiter)
+                for fetch in fetches:
+                    fetch.waiting -= 1
+                abandoned = [fetch for fetch in fetches if not fetch.waiting and tasks.current().cancelled]
+            for fetch in abandoned:
+                fetch.cancellation.cancel("nobody waits for it any more")
+
+    def _is_over(self, fetch: Fetch) -> bool:
+        with self._lock:
+            return fetch not in self._fetches
+
+    def _plan(self, first: int, last: int, ahead: int, source: Source) -> list[Fetch]:
+        """The fetches that [first, last) has to wait for, started where there were none. With the lock held."""
+        self._check_open()
+        waits: list[Fetch] = []
+        at = first
+        while (at := self._map.next_absent(at, last)) < last:
+            under_way = next((fetch for fetch in self._fetches if fetch.at <= at < fetch.last), None)
+            if under_way is None:
+                end = self._run_end(at, last, ahead)
+                under_way = self._start(at, end, source) if end > at else None
+            if under_way is None:
+                # Another process has it.
+                at += 1
+                continue
+            waits.append(under_way)
+            at = under_way.last
+        return waits
+
+    def _run_end(self, at: int, last: int, ahead: int) -> int:
+        """How far one request from `at` on should go: small gaps of what is here already cost less than another."""
+        limit = min(last + ahead, self._partial.chunks)
+        for fetch in self._fetches:
+            if fetch.last > at and fetch.at < limit:
+                limit = max(at, min(limit, fetch.at))
+        gap = self._pace.gap // CHUNK
+        end = self._map.next_present(at, limit)
+        while end < last:
+            following = self._map.next_absent(end, limit)
+            if following >= last or following - end > gap:
+                break
+            end = self._map.next_present(following, limit)
+        return end
+
+    # ---- fetching ---------------------------------------------------------------------------------------------------
+
+    def _start(self, first: int, last: int, source: Source) -> Fetch | None:
+        """A fetch of [first, last), or of as much from `first` on as no other process is at, in a thread of its own."""
+        fetch = self.claim(first, last, source)
+        if fetch is None:
+            return None
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(self._run, fetch), name="blobtee-tee", daemon=True)
+        self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._threads.discard(thread)
+            self._release(fetch)
+            raise ResourceExhausted(f"no thread to be had: {error}") from error
+        return fetch
+
+    def claim(self, first: int, last: int, source: Source) -> Fetch | None:
+        """A fetch of [first, last), or as much of it as nobody is at, entered in the list: run it. With the lock
+        held."""
+        first = self._map.next_absent(first, last)
+        for other in self._fetches:
+            if other.at <= first < other.last:
+                return None
+            if first < other.at < last:
+                last = other.at
+        claims = self._partial.claims
+        while first < last and not claims.take(first, last):
+            last = claims.free(first, last)
+        if first >= last:
+            return None
+        # Who had it until now may just have brought it.
+        begin = self._map.next_absent(first, last)
+        claims.give(first, begin)
+        if begin == last:
+            return None
+        fetch = Fetch(begin, last, source)
+        self._fetches.append(fetch)
+        return fetch
+
+    def claim_next(self, chunks: int, source: Source) -> Fetch | None:
+        """A fetch of at most `chunks` chunks from the first on that is missing and that nobody is at; None without
+        one."""
+        with self._lock:
+            self._check_open()
+            at = 0
+            while (at := self._map.next_absent(at, self._partial.chunks)) < self._partial.chunks:
+                last = self._map.next_present(at, min(at + chunks, self._partial.chunks))
+                fetch = self.claim(at, last, source)
+                if fetch is not None:
+                    return fetch
+                at = min((other.last for other in self._fetches if other.at <= at < other.last), default=at + 1)
+        return None
+
+    def _release(self, fetch: Fetch) -> None:
+        self._fetches.remove(fetch)
+        if fetch.at < fetch.last:
+            self._partial.claims.give(fetch.at, fetch.last)
+
+    def _run(self, fetch: Fetch) -> None:
+        try:
+            self.run(fetch)
+        except BaseException as error:
+            fetch.error = error
+        finally:
+            self._threads.discard(threading.current_thread())
+
+    def run(self, fetch: Fetch, sink: Sink | None = None, throttle: Callable[[int], None] | None = None) -> None:
+        """Bring what `fetch` is for, in this thread; raises what goes wrong, and either way it is over afterwards.
+
+        `sink` sees what comes in order; `throttle` is told of each piece and may take its time.
+        """
+        own = [fetch]
+        with tasks.scope(fetch.cancellation):
+            try:
+                start, end = fetch.at * CHUNK, min(fetch.last * CHUNK, self._partial.size)
+                begun = time.monotonic()
+                stream = fetch.source.stream(start, end)
+                self._pace.answered(time.monotonic() - begun)
+                leave = fetch.cancellation.on_cancel(stream.close)
+                try:
+                    if (stream.position, stream.end) != (start, end):
+                        # Nobody there knows ranges: it will not be asked twice.
+                        own += self._claim_all(fetch.source)
+                    self._pump(own, stream, sink, throttle)
+                finally:
+                    leave()
+                    stream.close()
+                self._pace.moved(end - start, time.monotonic() - begun)
+            except BlobteeError as error:
+                for each in own:
+                    each.error = error
+                # A stream that was closed under its reader says whatever it says.
+                fetch.cancellation.check()
+                raise
+            finally:
+                with self._lock:
+                    for each in own:
+                        self._release(each)
+                self._wake(0, self._partial.chunks)
+
+    def _claim_all(self, source: Source) -> list[Fetch]:
+        """Everything that is missing and that nobody is at."""
+        claimed: list[Fetch] = []
+        while (fetch := self.claim_next(self._partial.chunks, source)) is not None:
+            claimed.append(fetch)
+        return claimed
+
+    def _pump(
+        self, own: list[Fetch], stream: Stream, sink: Sink | None, throttle: Callable[[int], None] | None
+    ) -> None:
+        size = self._partial.size
+        buffer = bytearray(min(_BUFFER, -(-(stream.end - stream.position) // CHUNK) * CHUNK))
+        base = stream.position
+        filled = 0
+        while base + filled < stream.end:
+            with memoryview(buffer) as view:
+                with view[filled:] as rest:
+                    n = stream.readinto(rest)
+                if not n:
+                    raise LazyUnavailable(f"blob {self._partial.digest} ended at byte {base + filled} of {stream.end}")
+                filled += n
+                tasks.check()
+                ready = filled if base + filled == size else filled - filled % CHUNK
+                if ready:
+                    with view[:ready] as whole:
+                        self._keep(own, base, whole)
+            if throttle is not None:
+                throttle(n)
+            if ready:
+                left = bytes(memoryview(buffer)[ready:filled])
+                if sink is not None:
+                    buffer = sink(base, buffer, ready)
+                buffer[: len(left)] = left
+                base += ready
+                filled = len(left)
+
+    def _keep(self, own: list[Fetch], offset: int, data: memoryview) -> None:
+        """Write what has come, as far as it is for one of `own` and is not here already."""
+        first = offset // CHUNK
+        last = first + chunks_of(data.nbytes)
+        bad: list[int] = []
+        for fetch in own:
+            at, end = max(first, fetch.at), min(last, fetch.last)
+            while at < end and (at := self._map.next_absent(at, end)) < end:
+                until = self._map.next_present(at, end)
+                with data[(at - first) * CHUNK : (until - first) * CHUNK] as part:
+                    bad += self._partial.write(at, part)
+                at = until
+            with self._lock:
+                if fetch.at < end:
+                    self._partial.claims.give(fetch.at, end)
+                    fetch.at = end
+        if bad:
+            own[0].source.reject()
+            raise DigestMismatch(f"chunk {bad[0]} of blob {self._partial.digest}", "the blob's", "another")
+        self._wake(first, last)
+        self.on_mark()
+        self._checkpoint_if_due()
+
+    def _wake(self, first: int, last: int) -> None:
+        """Wake who waits for any of the chunks [first, last)."""
+        with self._lock:
+            for waiter in self._waiters:
+                if waiter.first < last and first < waiter.last:
+                    waiter.woken.set()
+
+    def _checkpoint_if_due(self) -> None:
+        """In a thread of its own: what comes should not wait for the disk."""
+        if not self._partial.is_due or not self._checkpointing.acquire(blocking=False):
+            return
+
+        def checkpoint() -> None:
+            try:
+                with tasks.shield():
+                    self._partial.checkpoint(self.frontier())
+            except BlobteeError as error:
+                # What it lost is fetched again by whoever needs it, and a disk that stays so says so there.
+                _logger.warning("%s", error)
+            finally:
+                self._checkpointing.release()
+
+        try:
+            threading.Thread(target=checkpoint, name="blobtee-checkpoint", daemon=True).start()
+        except RuntimeError:
+            self._checkpointing.release()
+
+    # ---- the end ----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End what is under way, and wait for it."""
+        with self._lock:
+            self._closed = True
+            fetches = list(self._fetches)
+        for fetch in fetches:
+            fetch.cancellation.cancel("the blob was closed")
+        for thread in list(self._threads):
+            thread.join()
+        with self._checkpointing:
+            pass
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed(f"the partial blob {self._partial.digest} is closed")

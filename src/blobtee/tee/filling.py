@@ -1,0 +1,163 @@
+"""Bringing the rest of a blob, proving it, and making it one of the store (`spec/tee.md` sections 1 and 4)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from blobtee import tasks
+from blobtee.content import LocalStore
+from blobtee.errors import AlreadyExists, DigestMismatch
+from blobtee.tee import digests
+from blobtee.tee.claims import FILL
+from blobtee.tee.engine import Engine, Fetch
+from blobtee.tee.hashing import Hasher
+from blobtee.tee.map import CHUNK
+from blobtee.tee.pace import Pace
+from blobtee.tee.partial import Partial
+from blobtee.tee.source import Source
+
+_logger = logging.getLogger(__name__)
+
+PART = 16 << 20
+"""Bytes of a part: what one connection of several asks for at a time."""
+
+CONNECTIONS = 3
+"""Connections of one fill. A host is asked for four bodies at once at most, and one of them is for who waits."""
+
+_WORTHWHILE = 1.5
+"""Seconds that one connection would still need from which on several are used."""
+
+
+class Fill:
+    """One attempt to have all of `partial`, from one source. `run` may be called once."""
+
+    def __init__(
+        self,
+        store: LocalStore,
+        partial: Partial,
+        engine: Engine,
+        source: Source,
+        pace: Pace,
+        labels: Mapping[str, str] | None,
+        progress: tasks.Progress,
+    ) -> None:
+        self._store = store
+        self._partial = partial
+        self._engine = engine
+        self._source = source
+        self._pace = pace
+        self._labels = labels
+        self._progress = progress
+        self._cancellation = tasks.current()
+        self.reread = 0
+
+    def run(self) -> None:
+        """Bring, hash, promote. While another process does, wait for it, and go on where it was killed.
+
+        `DigestMismatch`: what came is not the blob; it is gone, and open readers of it fail. Errors of the source and
+        of the disk: what came stays.
+        """
+        partial = self._partial
+        with partial.claims.holding(FILL):
+            if not partial.is_current():
+                return  # promoted or dropped by who had the claim before
+            partial.allocate()
+            hasher = Hasher(partial)
+            self._engine.on_mark, self._engine.frontier = hasher.woken, hasher.frontier
+            try:
+                with tasks.Group(name="blobtee-fill") as group:
+                    self._cancellation = group.cancellation
+                    try:
+                        hashing = group.spawn(hasher.run)
+                        self._bring(group, hasher)
+                        hashing.result()
+                    except BaseException:
+                        hasher.stop()
+                        raise
+            finally:
+                self._engine.on_mark, self._engine.frontier = _nothing, _nowhere
+            self.reread = hasher.reread
+            found, chunk_digests = hasher.finish()
+            if found != partial.digest:
+                self._drop(DigestMismatch(f"blob {partial.digest}", partial.digest, found))
+            self._promote(chunk_digests)
+
+    def _bring(self, group: tasks.Group, hasher: Hasher) -> None:
+        """Everything that is missing, over one connection, or over several when that takes long."""
+        self._progress.set(self._partial.map.count() * CHUNK)
+        begun = time.monotonic()
+        sample = PART if self._partial.size > 2 * PART else self._partial.size
+        if self._take_part(hasher, sample):
+            rate = sample / max(time.monotonic() - begun, 1e-6)
+            left = (self._partial.chunks - self._partial.map.count()) * CHUNK
+            if left > rate * _WORTHWHILE:
+                others = [group.spawn(self._take_parts, hasher) for _ in range(CONNECTIONS - 1)]
+                self._take_parts(hasher)
+                for other in others:
+                    other.result()
+            while self._take_part(hasher, self._partial.size):
+                pass
+        # What others were at may have failed for them, and is this one's then.
+        self._engine.bring(0, self._partial.chunks, self._source)
+
+    def _take_parts(self, hasher: Hasher) -> None:
+        while self._take_part(hasher, PART):
+            pass
+
+    def _take_part(self, hasher: Hasher, nbytes: int) -> bool:
+        """Bring the first part of at most `nbytes` that is missing and nobody is at; False when there is none."""
+        fetch = self._engine.claim_next(-(-nbytes // CHUNK), self._source)
+        if fetch is None:
+            return False
+        self._run(fetch, hasher)
+        return True
+
+    def _run(self, fetch: Fetch, hasher: Hasher) -> None:
+        def moved(nbytes: int) -> None:
+            self._progress.advance(nbytes)
+            self._pace.throttle(nbytes)
+
+        leave = self._cancellation.on_cancel(lambda: fetch.cancellation.cancel(self._cancellation.reason))
+        try:
+            self._engine.run(fetch, hasher.take, moved)
+        finally:
+            leave()
+
+    def _promote(self, chunk_digests: bytes) -> None:
+        partial = self._partial
+        partial.sync()
+        digests.keep(partial.root, partial.digest, partial.size, chunk_digests)
+        # When it came another way meanwhile, this one is not needed; who has it open reads the same bytes in it.
+        with suppress(AlreadyExists):
+            self._store.take_in(partial.data, partial.digest, self._labels)
+        partial.whole = True
+        partial.remove()
+
+    def _drop(self, error: DigestMismatch) -> None:
+        """Nothing of what came may be used, and nobody knows which part was wrong."""
+        partial = self._partial
+        _logger.warning("%s; what came is thrown away", error)
+        partial.spoil(lambda: DigestMismatch(f"blob {partial.digest}", error.expected, error.actual))
+        partial.remove()
+        raise error
+
+
+def _nothing() -> None: ...
+
+
+def _nowhere() -> None:
+    return None
+
+
+def with_another_host(source: Source, attempt: Callable[[], None]) -> None:
+    """Make an attempt; after bytes that were wrong, one more from hosts that did not send them, if there are any."""
+    try:
+        attempt()
+    except DigestMismatch as error:
+        if not source.reject():
+            raise
+        _logger.warning("%s; asking another host", error)
+        attempt()

@@ -1,0 +1,294 @@
+"""One blob's files: what of it is here, and the reading and writing of that (`spec/tee.md` sections 1 and 4).
+
+    <root>/partial/<algorithm>/<hex>/data    sparse, as long as the blob
+                                     map     which chunks are in it (`tee.map`)
+                                     lock    who does what, between processes (`tee.claims`)
+
+The folder is made and removed under the lock's LIFE. Who has the files open holds USE with others; taking space away
+from under them needs it alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from blobtee import tasks
+from blobtee.content.files import make_directory, os_errors, sync_directory, write_all
+from blobtee.errors import BlobteeError, DataLoss, SizeMismatch
+from blobtee.oci import Digest
+from blobtee.tee.claims import CHECKPOINT, LIFE, USE, Claims
+from blobtee.tee.digests import ChunkDigests, cut
+from blobtee.tee.map import ABSENT, CHUNK, UNCHECKED, Frontier, Map, chunks_of
+
+_logger = logging.getLogger(__name__)
+
+_CLOSED = -1
+_PAUSE = 0.001
+
+CHECKPOINT_NBYTES = 64 << 20
+CHECKPOINT_SECONDS = 5.0
+"""What a power cut may cost: bytes that came, and seconds since the first of them."""
+
+
+class Handle(int):
+    """A descriptor that closes when nobody refers to it any more: who copies the reference may read on, whatever is
+    closed elsewhere."""
+
+    def __del__(self) -> None:
+        with suppress(OSError):
+            os.close(self)
+
+
+class Partial:
+    """What is here of one blob. Thread-safe; any number of processes may have one of the same blob."""
+
+    def __init__(self, root: Path, digest: Digest, size: int) -> None:
+        """Open what is there of the blob, or begin anew where nothing sound is. Errors of the file system;
+        `SizeMismatch`: somebody has it open in another size."""
+        self.root = root
+        self.digest = digest
+        self.size = size
+        self.chunks = chunks_of(size)
+        self.failure: Callable[[], BlobteeError] | None = None
+        """Makes the error for the readers, once the bytes that are here have turned out not to be the blob's."""
+        self.whole = False
+        """It was promoted: every byte is here, and is the blob's."""
+        self._directory = root / "partial" / digest.algorithm / digest.hex
+        self._lock = threading.Lock()
+        self._unsettled = 0
+        self._since = time.monotonic()
+        self._closed = False
+        with os_errors(f"open the partial blob {digest}"):
+            while not self._enter():
+                tasks.sleep(_PAUSE)
+        # Large reads go by the descriptor, small ones by the mapping: no call, and no thread is switched to.
+        self.mapping = mmap.mmap(self.fd, size, prot=mmap.PROT_READ) if size else None
+        self.warm = bytearray(self.chunks)
+        """Chunks that this process has seen in the page cache: reading them by the mapping waits for nothing."""
+
+    def _enter(self) -> bool:
+        """Make the folder where it is missing, and open the files in it; False when it was removed meanwhile."""
+        make_directory(self._directory)
+        try:
+            self.claims = Claims(self._directory / "lock")
+        except FileNotFoundError:
+            return False
+        try:
+            with self.claims.holding(LIFE):
+                if self._is_locked_by(self.claims) and self.claims.take(USE, USE + 1, shared=True) and self._open():
+                    return True
+        except BaseException:
+            self.claims.close()
+            raise
+        self.claims.close()
+        return False
+
+    def _is_locked_by(self, claims: Claims) -> bool:
+        try:
+            return os.stat(self._directory / "lock").st_ino == claims.inode
+        except FileNotFoundError:
+            return False
+
+    def _open(self) -> bool:
+        """Open the files, made anew where nothing sound is; False when somebody is just promoting them."""
+        self.digests = ChunkDigests.load(self.root, self.digest, self.size)
+        data = self._directory / "data"
+        try:
+            self.fd: int = Handle(os.open(data, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW))
+            found = os.fstat(self.fd)
+            if found.st_size != self.size:
+                raise DataLoss(f"the partial blob {self.digest} has a wrong size")
+            self.map = Map(self._directory / "map", self.digest, self.size, found.st_ino)
+        except (FileNotFoundError, DataLoss) as error:
+            if not self.claims.take(USE, USE + 1):
+                if isinstance(error, FileNotFoundError):
+                    return False
+                raise SizeMismatch(f"blob {self.digest}, which is being read", self.size, found.st_size) from error
+            if isinstance(error, DataLoss):
+                _logger.warning("%s; it is fetched anew", error)
+            self._begin()
+            self.claims.take(USE, USE + 1, shared=True)
+        if self.digests is not None and not self.map.proven:
+            self.digests = None
+        self.inode = os.fstat(self.fd).st_ino
+        return True
+
+    def _begin(self) -> None:
+        for name in ("map", "data"):
+            with suppress(FileNotFoundError):
+                os.unlink(self._directory / name)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        self.fd = Handle(os.open(self._directory / "data", flags, 0o600))
+        os.ftruncate(self.fd, self.size)
+        os.fsync(self.fd)
+        inode = os.fstat(self.fd).st_ino
+        path = self._directory / "map"
+        Map.create(path, self.digest, self.size, inode, proven=self.digests is not None)
+        sync_directory(self._directory)
+        self.map = Map(path, self.digest, self.size, inode)
+
+    # ---- reading ----------------------------------------------------------------------------------------------------
+
+    @property
+    def proven(self) -> bool:
+        """Whether every chunk that is here is the blob's, and not only what a source sent."""
+        return self.whole or self.digests is not None
+
+    @property
+    def data(self) -> Path:
+        return self._directory / "data"
+
+    def is_here(self, first: int, last: int) -> bool:
+        """Whether the chunks [first, last) may be read. Those that a restart left unchecked are looked at now."""
+        if self.failure is not None:
+            raise self.failure()
+        if self.whole or self.map.is_here(first, last):
+            return True
+        for chunk in range(first, last):
+            state = self.map.state(chunk)
+            if state == ABSENT or (state == UNCHECKED and not self._check(chunk)):
+                return False
+        return True
+
+    def readinto(self, offset: int, view: memoryview) -> None:
+        """Fill `view` with what is here from `offset` on, to its end. The caller has seen that it is."""
+        fd = self.fd
+        filled = 0
+        while filled < view.nbytes:
+            with view[filled:] as rest:
+                n = os.preadv(fd, [rest], offset + filled)
+            if not n:
+                raise DataLoss(f"the partial blob {self.digest} has lost its end")
+            filled += n
+
+    def warm_up(self, chunk: int) -> None:
+        """Have small reads of the chunk, which is here, go by the mapping from now on."""
+        with suppress(OSError):
+            os.posix_fadvise(self.fd, chunk * CHUNK, CHUNK, os.POSIX_FADV_WILLNEED)
+        self.warm[chunk] = 1
+        if self.failure is not None:
+            self.warm[chunk] = 0
+
+    def _check(self, chunk: int) -> bool:
+        start = chunk * CHUNK
+        buffer = memoryview(bytearray(min(CHUNK, self.size - start)))
+        self.readinto(start, buffer)
+        sound = self.map.check(chunk, buffer)
+        if not sound:
+            _logger.warning("chunk %d of %s did not survive the machine; it is fetched again", chunk, self.digest)
+        return sound
+
+    # ---- writing ----------------------------------------------------------------------------------------------------
+
+    def write(self, first: int, data: memoryview) -> list[int]:
+        """Put the chunks in `data`, consecutive from `first`, in their place and mark them. The caller has claimed
+        them.
+
+        Those that are not what `digests` says are neither written nor marked; the answer names them.
+        """
+        chunks = cut(data)
+        good = [True] * len(chunks) if self.digests is None else self.digests.agree(first, chunks)
+        with os_errors(f"keep a part of {self.digest}"):
+            if all(good):
+                write_all(self.fd, data, first * CHUNK)
+            else:
+                for number, chunk in enumerate(chunks):
+                    if good[number]:
+                        write_all(self.fd, chunk, (first + number) * CHUNK)
+        # Marked before they are written, one failure would serve zeros for ever.
+        for number, chunk in enumerate(chunks):
+            if good[number]:
+                self.map.mark(first + number, chunk)
+                self.warm[first + number] = 1
+        with self._lock:
+            if not self._unsettled:
+                self._since = time.monotonic()
+            self._unsettled += data.nbytes
+        return [first + number for number, sound in enumerate(good) if not sound]
+
+    def allocate(self) -> None:
+        """Ask for the space of all of it, so that a full disk says so before anything is fetched."""
+        with os_errors(f"make room for blob {self.digest}"):
+            os.posix_fallocate(self.fd, 0, self.size)
+
+    def sync(self) -> None:
+        """Have all bytes on the disk."""
+        with os_errors(f"keep blob {self.digest}"):
+            try:
+                os.fdatasync(self.fd)
+            except OSError:
+                self._lost()
+                raise
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        late = time.monotonic() - self._since >= CHECKPOINT_SECONDS
+        return self._unsettled >= CHECKPOINT_NBYTES or (self._unsettled > 0 and late)
+
+    def checkpoint(self, frontier: Frontier | None = None) -> None:
+        """Have what is here survive a power cut. Without `frontier`, the one of the last checkpoint stays.
+
+        A failed sync loses what came since the last one: nobody knows what of it reached the disk.
+        """
+        with self.claims.holding(CHECKPOINT), os_errors(f"keep a part of {self.digest}"):
+            with self._lock:
+                self._unsettled = 0
+            snapshot = self.map.snapshot()
+            try:
+                os.fdatasync(self.fd)
+            except OSError:
+                self._lost()
+                raise
+            self.map.settle(snapshot, frontier or self.map.frontier)
+
+    def _lost(self) -> None:
+        """A sync failed: nobody knows what of it reached the disk, and the kernel will not say so again."""
+        self.map.unsettle()
+        self.warm[:] = bytes(self.chunks)
+
+    # ---- the end ----------------------------------------------------------------------------------------------------
+
+    def is_current(self) -> bool:
+        """Whether the files in the folder are still these."""
+        try:
+            return os.stat(self.data).st_ino == self.inode
+        except FileNotFoundError:
+            return False
+
+    def spoil(self, failure: Callable[[], BlobteeError]) -> None:
+        """What is here is not the blob's: from now on nobody gets any of it."""
+        self.failure = failure
+        self.warm[:] = bytes(self.chunks)
+
+    def remove(self) -> None:
+        """Take the folder away, with what is in it, unless it is another one by now. Readers read on."""
+        with self.claims.holding(LIFE), os_errors(f"remove the partial blob {self.digest}"):
+            if not self._is_locked_by(self.claims):
+                return
+            for name in ("map", "data", "lock"):
+                with suppress(FileNotFoundError):
+                    os.unlink(self._directory / name)
+            with suppress(FileNotFoundError, OSError):
+                os.rmdir(self._directory)
+
+    def close(self) -> None:
+        """Settle what came, and let go of the files; who reads at this moment ends that. A second call does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        try:
+            if self._unsettled and not self.whole and self.failure is None and self.is_current():
+                self.checkpoint()
+        finally:
+            self.map.close()
+            self.claims.close()
+            self.fd = _CLOSED

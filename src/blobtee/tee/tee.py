@@ -1,0 +1,163 @@
+"""The tee of a store: blobs that are read by parts, and become blobs of the store when all of them is here."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+
+from blobtee import tasks
+from blobtee.content import LocalStore
+from blobtee.content.api import Info, ReaderAt
+from blobtee.content.trust import Trust
+from blobtee.errors import Closed, DataLoss, InvalidArgument, NotFound, SizeMismatch
+from blobtee.oci import Descriptor, Digest
+from blobtee.tee.blob import Blob, unavailable
+from blobtee.tee.filling import Fill, with_another_host
+from blobtee.tee.pace import Pace
+from blobtee.tee.reader import EmptyReader, TeeReader
+from blobtee.tee.shared import Shared
+from blobtee.tee.source import Source
+
+
+class Tee:
+    """Of one store, in one process; other processes may have theirs of the same root. Thread-safe."""
+
+    def __init__(self, store: LocalStore, *, bandwidth: float | None = None) -> None:
+        """`bandwidth`: bytes a second that filling may take, None for what there is. Readers are not held back."""
+        self._store = store
+        self._lock = threading.Lock()
+        self._shared: dict[Digest, Shared] = {}
+        self._flights: tasks.SingleFlight[Digest, None] = tasks.SingleFlight()
+        self._bandwidth = bandwidth
+        self._closed = False
+
+    def reader_at(
+        self,
+        desc: Descriptor,
+        source: Callable[[], Source],
+        trust: Trust = Trust.BLOB,
+        *,
+        labels: Mapping[str, str] | None = None,
+        fill: Callable[[], object] | None = None,
+    ) -> ReaderAt:
+        """A reader of the blob; at once, whether it is here or not. See `TeeReader` for what its reads do.
+
+        `source` is asked for when something is read that is not here; `labels` are the blob's once it is one of the
+        store. When all of the blob is wanted, `fill` has it brought, in the end by `Tee.fill`, which is the default.
+        `SizeMismatch`: the store has the blob in another size.
+        """
+        try:
+            return self._store.reader_at(desc)
+        except (NotFound, DataLoss):
+            pass
+        if desc.size < 0:
+            raise InvalidArgument(f"a partial read needs to know the size of {desc.digest}")
+        if not desc.size:
+            return EmptyReader()
+        return TeeReader(lambda: self._blob(desc, source(), labels, fill), desc.size, trust)
+
+    def fill(self, desc: Descriptor, source: Callable[[], Source], labels: Mapping[str, str] | None = None) -> Info:
+        """Have the whole blob in the store; what is here of it already is not asked for again. Whoever wants the same
+        one meanwhile, shares it. Progress goes to `tasks.meter`.
+
+        `SizeMismatch`, `DigestMismatch`: the source, or `desc`, lied; nothing is kept then. `LazyUnavailable` and what
+        else the source raises, `StorageFull`, `StorageError`, `Cancelled`: what came is kept.
+        """
+        if desc.size < 0:
+            raise InvalidArgument(f"a fill needs to know the size of {desc.digest}")
+        if not self._has(desc):
+            with unavailable(desc.digest):
+                self._flights.do(desc.digest, lambda: self._fill(desc, source(), labels))
+        return self._store.info(desc.digest)
+
+    def close(self) -> None:
+        """End what is under way, and settle what came. Readers that are open fail from now on where something has to be
+        fetched. A second call does nothing."""
+        with self._lock:
+            self._closed = True
+            shared = list(self._shared.values())
+            self._shared.clear()
+        for one in shared:
+            one.close()
+
+    def _blob(
+        self,
+        desc: Descriptor,
+        source: Source,
+        labels: Mapping[str, str] | None,
+        fill: Callable[[], object] | None,
+    ) -> Blob:
+        shared = self._acquire(desc, reading=True)
+        return Blob(
+            shared,
+            source,
+            fill=fill or (lambda: self.fill(desc, lambda: source, labels)),
+            committed=lambda: self._store.reader_at(desc),
+            release=lambda: self._release(shared, reading=True),
+        )
+
+    def _fill(self, desc: Descriptor, source: Source, labels: Mapping[str, str] | None) -> None:
+        with tasks.meter(desc.digest, "copy", desc.size) as progress:
+
+            def attempt() -> None:
+                # More than once where another process threw away what was here, as it found it to be wrong.
+                while not self._has(desc):
+                    shared = self._acquire(desc)
+                    try:
+                        Fill(self._store, shared.partial, shared.engine, source, shared.pace, labels, progress).run()
+                    finally:
+                        self._release(shared)
+
+            with_another_host(source, attempt)
+            progress.set(desc.size)
+
+    def _has(self, desc: Descriptor) -> bool:
+        try:
+            info = self._store.info(desc.digest)
+        except (NotFound, DataLoss):
+            return False
+        if info.size != desc.size:
+            raise SizeMismatch(f"blob {desc.digest}", desc.size, info.size)
+        return True
+
+    def _acquire(self, desc: Descriptor, *, reading: bool = False) -> Shared:
+        digest = Digest(desc.digest)
+        with self._lock:
+            if self._closed:
+                raise Closed("the store is closed")
+            shared = self._shared.get(digest)
+            if shared is None or not shared.partial.is_current():
+                # Who has one open that was promoted or thrown away keeps that.
+                shared = self._shared[digest] = Shared(self._store.root, digest, desc.size, Pace(self._bandwidth))
+            if shared.partial.size != desc.size:
+                raise SizeMismatch(f"blob {digest}, which is being read", desc.size, shared.partial.size)
+            shared.users += 1
+            shared.readers += reading
+            return shared
+
+    def _release(self, shared: Shared, *, reading: bool = False) -> None:
+        with self._lock:
+            shared.users -= 1
+            shared.readers -= reading
+            abandoned = reading and not shared.readers
+            over = not shared.users
+            if over and self._shared.get(shared.partial.digest) is shared:
+                del self._shared[shared.partial.digest]
+        if over:
+            shared.close()
+        elif abandoned:
+            shared.stop()
+
+
+_tees: weakref.WeakKeyDictionary[LocalStore, Tee] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def tee_of(store: LocalStore) -> Tee:
+    """The tee of a store: whoever has the same store object shares it."""
+    with _lock:
+        tee = _tees.get(store)
+        if tee is None:
+            tee = _tees[store] = Tee(store)
+        return tee
