@@ -21,10 +21,13 @@ from blobtee.cache.inuse import in_use
 from blobtee.cache.leases import variants_lease
 from blobtee.cache.marking import Marking
 from blobtee.cache.records import Record
+from blobtee.content import LocalStore
 from blobtee.content.layout import Layout
 from blobtee.errors import InvalidArgument, NotFound, RefLocked
 from blobtee.oci import Digest
 from blobtee.tasks import check
+from blobtee.tee import leftovers
+from blobtee.tee.digests import forget
 
 if TYPE_CHECKING:
     from blobtee.cache.manager import CacheManager
@@ -33,7 +36,8 @@ GRACE_SECONDS = 3600.0
 """Programs that know nothing of leases (skopeo, for one) write an image's blobs first and its name last."""
 
 INGEST_GRACE_SECONDS = 24 * 3600.0
-"""A partial blob is what the next attempt goes on from: it stays this long, unless there is no grace at all."""
+"""Unfinished and partial blobs are what the next attempt goes on from: they stay this long, unless there is no grace at
+all. Partial blobs of images stay with these."""
 
 _BATCH = 200
 _LOOKS = 100
@@ -48,8 +52,8 @@ class Share:
 
 @dataclass(frozen=True)
 class Collected:
-    """What was removed (or would be): `blobs` with their sizes in bytes, `records` of refs, `leases`, and `ingests`
-    with the bytes that had come.
+    """What was removed (or would be): `blobs` with their sizes in bytes, `records` of refs, `leases`, `ingests` with
+    the bytes that had come, and `partials`, blobs that were read by parts, with their bytes on the disk.
 
     What stays, each blob counted once: for `images`, else for `leases` of users, of work under way, and blobs labelled
     as roots, else for the `cache`: refs that are open or young, and all that is younger than the grace.
@@ -60,6 +64,7 @@ class Collected:
     records: tuple[str, ...] = ()
     leases: tuple[str, ...] = ()
     ingests: Mapping[str, int] = field(default_factory=dict)
+    partials: Mapping[Digest, int] = field(default_factory=dict)
     images: Share = Share()
     held: Share = Share()
     cache: Share = Share()
@@ -67,8 +72,8 @@ class Collected:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are free now, those of partial blobs included."""
-        return sum(self.blobs.values()) + sum(self.ingests.values())
+        """Bytes that are free now, those of unfinished and partial blobs included."""
+        return sum(self.blobs.values()) + sum(self.ingests.values()) + sum(self.partials.values())
 
 
 class _Outdated(Exception):
@@ -129,6 +134,15 @@ class _Survey:
         self.needed = needed
         self.blobs = {digest: known.size for digest, known in marking.blobs.items() if digest not in needed}
         self.ingests = self._ingests()
+        self.partials = self._partials()
+
+    def digests_left(self) -> Iterator[Digest]:
+        """Blobs of whose chunks digests are kept, though nothing needs them, and nothing of them is here."""
+        if isinstance(self._manager.store, LocalStore):
+            known = self.marking.blobs.keys() - self.blobs.keys()
+            for digest in leftovers.digested(self._manager.store.root):
+                if digest not in self.needed and digest not in known:
+                    yield digest
 
     def has_changed(self, candidates: Mapping[Digest, int]) -> bool:
         """Whether a lease or a name has come that may need one of `candidates`."""
@@ -167,6 +181,17 @@ class _Survey:
             if not self._is_young(status.updated_at, grace) and not store.is_locked(status.ref)
         }
 
+    def _partials(self) -> dict[Digest, int]:
+        store = self._manager.store
+        if not isinstance(store, LocalStore):
+            return {}
+        grace = max(self._grace, int(INGEST_GRACE_SECONDS * 1_000_000_000)) if self._grace else 0
+        return {
+            partial.digest: partial.nbytes
+            for partial in leftovers.leftovers(store.root)
+            if partial.digest not in self.needed and not self._is_young(partial.used_at, grace)
+        }
+
     def _is_young(self, since: int, grace: int | None = None) -> bool:
         grace = self._grace if grace is None else grace
         return grace > 0 and since > self._now - grace
@@ -180,12 +205,14 @@ class _Done:
         self.records: list[str] = []
         self.leases: list[str] = []
         self.ingests: dict[str, int] = {}
+        self.partials: dict[Digest, int] = {}
 
     def plan(self, survey: _Survey) -> None:
         self.blobs = dict(survey.blobs)
         self.records = list(survey.records)
         self.leases = list(survey.leases)
         self.ingests = dict(survey.ingests)
+        self.partials = dict(survey.partials)
 
     def collected(self, survey: _Survey, *problems: str) -> Collected:
         known = {digest: blob.size for digest, blob in survey.marking.blobs.items() if digest not in self.blobs}
@@ -195,6 +222,7 @@ class _Done:
             tuple(self.records),
             tuple(self.leases),
             dict(sorted(self.ingests.items())),
+            dict(sorted(self.partials.items())),
             images,
             held,
             _share(known, set(known)),
@@ -237,6 +265,15 @@ class _Sweep:
             with suppress(RefLocked):
                 self._manager.store.abort(ref)
                 self._done.ingests[ref] = nbytes
+        if isinstance(self._manager.store, LocalStore):
+            # Nothing is lost with them but what would have to be fetched again.
+            root = self._manager.store.root
+            for digest, nbytes in self._survey.partials.items():
+                check()
+                if leftovers.remove(root, digest):
+                    self._done.partials[digest] = nbytes
+            for digest in self._survey.digests_left():
+                forget(root, digest)
 
     def _remove_records(self, ids: Sequence[str]) -> None:
         """Those that nobody has opened or built on by now."""

@@ -28,7 +28,7 @@ def command(session: Session, dry_run: bool, grace: float) -> int:
 
     What a name stands for stays, with all that its documents and the labels of its blobs lead to; so does what is under
     a lease, in use, or young. Pulls and other work may go on meanwhile. Partial blobs go after a day, with --grace 0 at
-    once. Prints each blob that goes, and its bytes.
+    once; those of images stay. Prints each blob that goes, and its bytes.
 
     Documents of images that are damaged or missing are told: exit status 1. Nothing is removed while it is not known
     what belongs to one of them.
@@ -52,8 +52,9 @@ def command(session: Session, dry_run: bool, grace: float) -> int:
         session.output.note(f"warning: {problem}")
     would = "would be " if dry_run else ""
     session.output.note(
-        f"{len(result.blobs)} blobs, {len(result.ingests)} partial blobs, {len(result.records)} refs and "
-        f"{len(result.leases)} leases {would}removed, {nbytes(result.nbytes)} {would}freed"
+        f"{len(result.blobs)} blobs, {len(result.ingests) + len(result.partials)} partial blobs, "
+        f"{len(result.records)} refs and {len(result.leases)} leases {would}removed, "
+        f"{nbytes(result.nbytes)} {would}freed"
     )
     session.output.note(
         f"kept: {_told(result.images)} of images, {_told(result.held)} of leases, {_told(result.cache)} of the cache"
@@ -72,6 +73,7 @@ def _value(result: Collected, dry_run: bool) -> dict[str, object]:
         "freed": result.nbytes,
         "blobs": [{"digest": digest, "size": size} for digest, size in result.blobs.items()],
         "ingests": [{"ref": ref, "size": size} for ref, size in result.ingests.items()],
+        "partials": [{"digest": digest, "size": size} for digest, size in result.partials.items()],
         "refs": result.records,
         "leases": result.leases,
         "kept": {name: {"blobs": share.blobs, "size": share.nbytes} for name, share in kept.items()},

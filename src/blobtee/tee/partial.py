@@ -118,6 +118,7 @@ class Partial:
         if self.digests is not None and not self.map.proven:
             self.digests = None
         self.inode = os.fstat(self.fd).st_ino
+        os.utime(self._directory / "lock")  # when it was last used, for who makes room
         return True
 
     def _begin(self) -> None:
