@@ -10,11 +10,11 @@ import json
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from blobtee import content
 from blobtee.cache.leases import Leases
 from blobtee.content import LocalStore
+from blobtee.content.api import ReaderAt
 from blobtee.errors import (
     DataLoss,
     InvalidReference,
@@ -27,8 +27,11 @@ from blobtee.errors import (
 from blobtee.oci import Descriptor, Digest, Reference
 from blobtee.registry import Registry
 from blobtee.registry.settings import Settings
-from blobtee.tasks import SingleFlight
+from blobtee.tee import Source, Stream, tee_of
 from blobtee.transfer.remote import Repositories
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _STEPS = (
     """
@@ -67,7 +70,6 @@ class LazyBlobs:
         self._registry = registry
         self._fetching = fetching
         self._leases = Leases(store.metadata)
-        self._flights: SingleFlight[Digest, None] = SingleFlight()
         store.metadata.migrate("plugin.lazy", _STEPS)
 
     def know(self, descs: Iterable[Descriptor], source: Reference) -> None:
@@ -95,15 +97,21 @@ class LazyBlobs:
             raise DataLoss(f"where lazy blob {digest} comes from cannot be read: {error}") from None
         return Lazy(Descriptor(row[1], digest, row[0]), sources)
 
-    def bring(self, digest: Digest) -> None:
-        """Have the blob in the store. Who asks for the same one at the same time shares one fetch.
+    def reader_at(self, digest: Digest) -> ReaderAt:
+        """A reader of the blob. It is brought whole first, or what was kept of an earlier time proves single chunks:
+        then reads bring what they need. Who asks for the same one at the same time shares what is fetched.
 
         Somebody must hold it already. `NotFound`: nobody made it known. `LazyUnavailable`: no source answers, or they
-        have it no more. `SizeMismatch`, `DigestMismatch`: the image or the source lied. What came before a failure is
-        kept, and not asked for again.
+        have it no more; a read may say so too. `SizeMismatch`, `DigestMismatch`: the image or the source lied. What
+        came before a failure is kept, and not asked for again.
         """
         lazy = self.get(digest)
-        self._flights.do(digest, lambda: self._bring(lazy))
+        tee = tee_of(self._store)
+        with _as_unavailable(digest):
+            if tee.proves_parts(lazy.desc):
+                return _Reader(tee.reader_at(lazy.desc, lambda: self._source(lazy)), digest)
+            tee.fill(lazy.desc, lambda: self._source(lazy))
+        return self._store.reader_at(lazy.desc)
 
     def forget(self, needed: Collection[str]) -> None:
         """Keep what is known of the blobs `needed`, and of those that a lease holds."""
@@ -112,11 +120,62 @@ class LazyBlobs:
             gone = [row for row in rows if row[0] not in needed and not self._leases.holders(row[0])]
             connection.executemany("DELETE FROM lazy_blobs WHERE digest = ?", gone)
 
-    def _bring(self, lazy: Lazy) -> None:
-        with _as_unavailable(lazy.desc.digest):
-            content.copy(self._store, Repositories(self._registry, lazy.sources), lazy.desc)
-        if self._fetching is not None:
-            self._fetching.fetched(lazy.sources[0].host, lazy.desc.size)
+    def _source(self, lazy: Lazy) -> Source:
+        source = Repositories(self._registry, lazy.sources).source(lazy.desc)
+        return source if self._fetching is None else _Counted(source, lazy.sources[0].host, self._fetching)
+
+
+class _Reader(ReaderAt):
+    """A reader whose errors are those of a store."""
+
+    def __init__(self, reader: ReaderAt, digest: Digest) -> None:
+        self.size = reader.size
+        self._reader = reader
+        self._digest = digest
+
+    def readinto_at(self, offset: int, buffer: WriteableBuffer) -> int:
+        with _as_unavailable(self._digest):
+            return self._reader.readinto_at(offset, buffer)
+
+    def read_at(self, offset: int, n: int) -> bytes:
+        with _as_unavailable(self._digest):
+            return self._reader.read_at(offset, n)
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+class _Counted:
+    """A source whose bytes are counted as they come."""
+
+    def __init__(self, source: Source, host: str, fetching: Fetching) -> None:
+        self._source = source
+        self._host = host
+        self._fetching = fetching
+
+    def stream(self, start: int, end: int) -> Stream:
+        return _CountedStream(self._source.stream(start, end), self._host, self._fetching)
+
+    def reject(self) -> bool:
+        return self._source.reject()
+
+
+class _CountedStream:
+    def __init__(self, stream: Stream, host: str, fetching: Fetching) -> None:
+        self.position = stream.position
+        self.end = stream.end
+        self._stream = stream
+        self._host = host
+        self._fetching = fetching
+
+    def readinto(self, view: memoryview) -> int:
+        n = self._stream.readinto(view)
+        self.position += n
+        self._fetching.fetched(self._host, n)
+        return n
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 @contextmanager

@@ -58,15 +58,14 @@ class Tenant:
     # ---- Provider, Manager --------------------------------------------------------------------------------------
 
     def reader_at(self, desc: Descriptor) -> ReaderAt:
-        """See `Provider`. A lazy blob is brought first; see `LazyBlobs.bring` for how that may fail."""
+        """See `Provider`, and for a lazy blob `LazyBlobs.reader_at`."""
         digest = self._find(Digest(desc.digest)).digest
         try:
             reader = self._store.reader_at(desc)
         except NotFound:
             if self._lazy is None:
                 raise
-            self._lazy.bring(digest)
-            reader = self._store.reader_at(desc)
+            reader = self._lazy.reader_at(digest)
             self._observer.opened(was_here=False)
         else:
             self._observer.opened(was_here=True)

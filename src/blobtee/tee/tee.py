@@ -13,6 +13,7 @@ from blobtee.content.trust import Trust
 from blobtee.errors import Closed, DataLoss, InvalidArgument, NotFound, SizeMismatch
 from blobtee.oci import Descriptor, Digest
 from blobtee.tee.blob import Blob, unavailable
+from blobtee.tee.digests import ChunkDigests
 from blobtee.tee.filling import Fill, with_another_host
 from blobtee.tee.pace import Pace
 from blobtee.tee.reader import EmptyReader, TeeReader
@@ -56,6 +57,10 @@ class Tee:
         if not desc.size:
             return EmptyReader()
         return TeeReader(lambda: self._blob(desc, source(), labels, fill), desc.size, trust)
+
+    def proves_parts(self, desc: Descriptor) -> bool:
+        """Whether parts of the blob can be read as `Trust.BLOB` without the whole: digests of its chunks are kept."""
+        return ChunkDigests.load(self._store.root, Digest(desc.digest), desc.size) is not None
 
     def fill(self, desc: Descriptor, source: Callable[[], Source], labels: Mapping[str, str] | None = None) -> Info:
         """Have the whole blob in the store; what is here of it already is not asked for again. Whoever wants the same
