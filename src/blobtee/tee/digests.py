@@ -66,7 +66,7 @@ def keep(root: Path, digest: Digest, size: int, packed: bytes) -> None:
 
 def forget(root: Path, digest: Digest) -> None:
     """Nothing of the blob is left."""
-    with suppress(FileNotFoundError), os_errors(f"forget the digests of the chunks of {digest}"):
+    with os_errors(f"forget the digests of the chunks of {digest}"), suppress(FileNotFoundError):
         os.unlink(path_of(root, digest))
 
 

@@ -93,7 +93,12 @@ class Engine:
                 self._waiters.add(waiter)
             with self._pace.foreground():
                 self._wait(waiter, fetches)
-            mine = [fetch.error for fetch in fetches if fetch.error is not None and fetch.source is source]
+            # One that was given up by those before us says nothing of the source.
+            mine = [
+                fetch.error
+                for fetch in fetches
+                if fetch.error is not None and fetch.source is source and not fetch.cancellation.cancelled
+            ]
             failed = mine[0] if mine else None
 
     def await_chunks(self, first: int, last: int, filling: Filling) -> None:

@@ -71,6 +71,7 @@ class Shared:
         self.readers = 0
         self._lock = threading.Lock()
         self._background: Background | None = None
+        self._closing = threading.Lock()
 
     def background(self, source: Source, fill: Callable[[], object]) -> Background:
         """The fill that is under way; one of `source` is begun where there is none."""
@@ -88,8 +89,10 @@ class Shared:
             running.stop()
 
     def close(self) -> None:
+        """End what is under way and let go of the files. A second call waits for the first."""
         self.stop()
-        try:
-            self.engine.close()
-        finally:
-            self.partial.close()
+        with self._closing:
+            try:
+                self.engine.close()
+            finally:
+                self.partial.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -20,6 +21,11 @@ from blobtee.tee.reader import EmptyReader, TeeReader
 from blobtee.tee.shared import Shared
 from blobtee.tee.source import Source
 
+_logger = logging.getLogger(__name__)
+
+PATIENCE = 60.0
+"""Seconds that closing waits for fills, whose requests it has ended, to be over."""
+
 
 class Tee:
     """Of one store, in one process; other processes may have theirs of the same root. Thread-safe."""
@@ -28,7 +34,10 @@ class Tee:
         """`bandwidth`: bytes a second that filling may take, None for what there is. Readers are not held back."""
         self._store = store
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._shared: dict[Digest, Shared] = {}
+        # Those too that were promoted or thrown away, for as long as somebody has them.
+        self._open: set[Shared] = set()
         self._flights: tasks.SingleFlight[Digest, None] = tasks.SingleFlight()
         self._bandwidth = bandwidth
         self._closed = False
@@ -81,10 +90,28 @@ class Tee:
         fetched. A second call does nothing."""
         with self._lock:
             self._closed = True
-            shared = list(self._shared.values())
-            self._shared.clear()
-        for one in shared:
-            one.close()
+            left = list(self._open)
+        for shared in left:
+            shared.stop()
+            shared.engine.close()
+        # The claims of a fill must not go before it has ended: another process would promote what it is promoting.
+        self._wait(lambda: all(shared.users == shared.readers for shared in self._open))
+        for shared in left:
+            self._finish(shared)
+        self._wait(lambda: not self._open)
+
+    def _wait(self, until: Callable[[], bool]) -> None:
+        with self._changed:
+            if not self._changed.wait_for(until, PATIENCE):
+                _logger.warning(
+                    "closing the partial blobs of %s takes too long; it is not waited for", self._store.root
+                )
+
+    def _finish(self, shared: Shared) -> None:
+        shared.close()
+        with self._changed:
+            self._open.discard(shared)
+            self._changed.notify_all()
 
     def _blob(
         self,
@@ -135,6 +162,7 @@ class Tee:
             if shared is None or not shared.partial.is_current():
                 # Who has one open that was promoted or thrown away keeps that.
                 shared = self._shared[digest] = Shared(self._store.root, digest, desc.size, Pace(self._bandwidth))
+                self._open.add(shared)
             if shared.partial.size != desc.size:
                 raise SizeMismatch(f"blob {digest}, which is being read", desc.size, shared.partial.size)
             shared.users += 1
@@ -149,8 +177,9 @@ class Tee:
             over = not shared.users
             if over and self._shared.get(shared.partial.digest) is shared:
                 del self._shared[shared.partial.digest]
+            self._changed.notify_all()
         if over:
-            shared.close()
+            self._finish(shared)
         elif abandoned:
             shared.stop()
 

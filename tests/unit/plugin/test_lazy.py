@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,13 +23,13 @@ from blobtee.errors import (
     NotFound,
     Unimplemented,
 )
-from blobtee.oci import Descriptor, Digest, Reference
+from blobtee.oci import Compressed, Descriptor, Digest, Reference
 from blobtee.plugin.client import Pulled, pull_lazily
 from blobtee.plugin.lazy import LazyBlobs
 from blobtee.plugin.server import Listen, Server
 from blobtee.registry import Registry
 from blobtee.registry.settings import Settings
-from blobtee.testing import Answer, MemoryRegistry, Request, image
+from blobtee.testing import Answer, MemoryRegistry, Request, image, layer
 from tests.unit.plugin.contentclient import serving
 
 SOURCE = image([{"etc/name": b"base" * 50_000}, {"etc/name": b"top" * 3}])
@@ -250,3 +251,17 @@ def test_sources_are_remembered_newest_first_and_damage_is_told(store: LocalStor
             lazy.get(desc.digest)
         lazy.know([desc], Reference.parse("r.example/app:1"))
         assert [source.tag for source in lazy.get(desc.digest).sources] == ["1"]
+
+
+def test_a_blob_that_was_here_once_is_read_by_parts_and_each_is_proven(
+    server: Server, one: ProxyStore, registry: MemoryRegistry, store: LocalStore, tmp_path: Path
+) -> None:
+    big = image([layer({"data": random.Random(1).randbytes(3_000_000)}, compression=Compressed.NONE)])
+    (desc,) = (each.descriptor for each in big.layers)
+    pull_lazily(tmp_path / "one.sock", big.push(registry, "team/big", "v1"))
+    assert read(one, desc) == big.layers[0].data
+    store.delete(desc.digest)
+    registry.reset()
+    with one.reader_at(desc) as reader:
+        assert reader.read_at(1_000_000, 32 << 10) == big.layers[0].data[1_000_000:][: 32 << 10]
+    assert 0 < moved(registry) <= 128 << 10
