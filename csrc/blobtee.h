@@ -28,6 +28,11 @@ enum bt_result {
     BT_NOT_DRAINED = -5,   /* output is still waiting: finish was called too early */
     BT_NO_SPACE = -6,      /* the output buffer is smaller than the result */
     BT_NO_MEMORY = -7,
+    /* ends that are no mistakes */
+    BT_GONE = -10,         /* the client has gone, or what it asked was ended */
+    BT_END = -11,          /* there is no more */
+    BT_TIMED_OUT = -12,
+    BT_CLOSED = -13,       /* the server has stopped */
     /* facts about the input */
     BT_TRUNCATED = -20,    /* the stream ends inside a member, or is empty */
     BT_BAD_MAGIC = -21,    /* the first member does not start as gzip does */
@@ -40,6 +45,8 @@ enum bt_result {
     BT_TRAILING_GARBAGE = -28, /* after a member: neither another member nor zero padding */
     /* our own fault */
     BT_INTERNAL = -90,
+    /* what the system said: BT_ERRNO - errno */
+    BT_ERRNO = -1000,
 };
 
 /* One short English phrase for a result, never NULL, static storage. Thread-safe. */
@@ -255,10 +262,119 @@ typedef struct bt_tar_batch {
  * space. Never fails. Thread-safe for different batches. */
 int bt_tar_scan(const uint8_t *in, size_t in_nbytes, bt_tar_batch *batch);
 
+/* ---- gRPC: a server over HTTP/2 (nghttp2) --------------------------------------------------------------------------- */
+
+#define BT_H2_LISTENERS 64
+#define BT_H2_MESSAGE_MAX_NBYTES 0xfffffff0u
+
+/* Sockets, their connections and the calls on them. All functions on a server may be called by any thread at any time,
+ * save those that say otherwise. It starts no thread: those of the caller serve, in bt_h2_next. */
+typedef struct bt_h2 bt_h2;
+
+/* One call. It is for the thread that got it from bt_h2_next, until that calls bt_h2_release. Any number of calls wait or
+ * send at the same time. A call is "gone" when its client has cancelled it, its connection is lost, its deadline has
+ * passed, or a limit ended it: then its answers go nowhere. */
+typedef struct bt_h2_call bt_h2_call;
+
+typedef struct bt_h2_limits {
+    size_t message_nbytes;  /* of the largest message that is taken; a larger one ends its call: RESOURCE_EXHAUSTED */
+    size_t buffered_nbytes; /* of all messages that are coming, wait or are in hand. Messages above 64 KiB wait for room
+                             * in three quarters of it before they may come; where there is none even for a small one, its
+                             * call ends: RESOURCE_EXHAUSTED */
+    uint32_t connections;   /* at most; the idle one that was used longest ago makes place for a new one */
+    uint32_t handshake_ms;  /* a client that has not begun to speak HTTP/2 by then is sent away */
+    uint32_t stall_ms;      /* a large message that does not come on for so long, while others wait for room, ends its call,
+                             * and so does one that has waited four times as long: RESOURCE_EXHAUSTED */
+} bt_h2_limits;
+
+enum bt_h2_kind { BT_H2_CALL = 1, BT_H2_ENDED = 2 };
+
+typedef struct bt_h2_event {
+    int kind;         /* a call has come, with its first message or its end; or one that is watched is gone */
+    bt_h2_call *call; /* to be given back by bt_h2_release, or (ended) by bt_h2_told */
+    int method;       /* what bt_h2_method said for its path */
+    uint32_t place;   /* of its listener */
+    unsigned waiting; /* threads that are in bt_h2_next now. When there are none, nothing new is seen before one is. */
+} bt_h2_event;
+
+typedef struct bt_h2_stats {
+    size_t buffered_nbytes;
+    uint32_t connections;
+    unsigned calls;
+    uint64_t refused; /* calls above a listener's max_calls, so far */
+} bt_h2_stats;
+
+/* A server without sockets; NULL when memory or descriptors are out. Free it with bt_h2_free. */
+bt_h2 *bt_h2_new(const bt_h2_limits *limits);
+
+/* Frees it; NULL is allowed. No thread may be in it, no call unreleased, and it must have been stopped, if it listened. */
+void bt_h2_free(bt_h2 *s);
+
+/* The number, from 0 on, of the method with the path `path` ("/package.Service/Method"); before bt_h2_listen. Calls of
+ * other paths end with UNIMPLEMENTED. BT_NO_SPACE after 64; BT_NO_MEMORY. */
+int bt_h2_method(bt_h2 *s, const char *path);
+
+/* Takes connections from the listening socket `fd`, which stays the caller's, does not block, and is open until
+ * bt_h2_drain has returned. `place` comes back in events; calls above `max_calls` at once end with RESOURCE_EXHAUSTED. Before
+ * any bt_h2_next. BT_OK; BT_NO_SPACE above BT_H2_LISTENERS; BT_ERRNO - errno. */
+int bt_h2_listen(bt_h2 *s, int fd, uint32_t place, uint32_t max_calls);
+
+/* Waits for something to do, and does what needs no handler meanwhile. BT_OK: *event; BT_TIMED_OUT: nothing came for about
+ * timeout_ms (-1: never), and more than `keep` threads wait, this one no longer among them; BT_CLOSED: the server was
+ * stopped and all calls are released. */
+int bt_h2_next(bt_h2 *s, int timeout_ms, unsigned keep, bt_h2_event *event);
+
+/* Take no more connections, and tell clients to go elsewhere with new calls; those that run go on, and so do those that
+ * come before the client has heard of it. */
+void bt_h2_drain(bt_h2 *s);
+
+/* Waits until no call is left and, if told to, no connection. BT_OK; BT_TIMED_OUT after timeout_ms. */
+int bt_h2_wait_idle(bt_h2 *s, int timeout_ms, int and_connections);
+
+/* Drain, end all calls (UNAVAILABLE) and close all connections. */
+void bt_h2_stop(bt_h2 *s);
+
+void bt_h2_stat(bt_h2 *s, bt_h2_stats *stats);
+
+/* Waits for the next message: message[0, *nbytes) is the caller's to read until the next bt_h2_take or bt_h2_release.
+ * BT_OK; BT_END: the client has sent all; BT_GONE. The last message's memory is let go of in any case. */
+int bt_h2_take(bt_h2_call *k, const uint8_t **message, size_t *nbytes);
+
+/* Sends one message, and with `is_last` the status OK after it: then nothing more can be sent. Waits until the client has
+ * room for it (`message` is not used after the return). BT_OK; BT_GONE; BT_TOO_LONG. */
+int bt_h2_send(bt_h2_call *k, const uint8_t *message, size_t nbytes, int is_last);
+
+/* As bt_h2_send, with a message of head[0, head_nbytes) (64 at most) and the bytes [offset, offset + nbytes) of the file
+ * `fd`. BT_TRUNCATED when the file ends before, BT_ERRNO - errno when it cannot be read: the call is gone then, and its client
+ * has not got the message. BT_BAD_ARGUMENT. */
+int bt_h2_send_file(bt_h2_call *k, const uint8_t *head, size_t head_nbytes, int fd, uint64_t offset, size_t nbytes,
+                    int is_last);
+
+/* Ends the call with gRPC's status code and the text (NULL: none), percent-encoded as grpc-message. Does not wait.
+ * BT_OK; BT_GONE: it has ended before. */
+int bt_h2_finish(bt_h2_call *k, int status, const char *text);
+
+/* 0 when the call is gone. */
+int bt_h2_is_active(bt_h2_call *k);
+
+/* From now on, the end of the call before its answer is told by an event. BT_OK; BT_GONE: it is gone already. */
+int bt_h2_watch(bt_h2_call *k);
+
+/* The metadata, without what HTTP/2 and gRPC keep for themselves: *metadata is n entries of two lengths (two bytes each,
+ * big endian), name and value; the answer is its bytes. The call's own, until it is released. */
+size_t bt_h2_metadata(bt_h2_call *k, const char **metadata);
+
+/* Gives the call back: the handler is through with it. One that nobody answered ends with INTERNAL. */
+void bt_h2_release(bt_h2_call *k);
+
+/* Gives back the call of an event of the kind BT_H2_ENDED. */
+void bt_h2_told(bt_h2_call *k);
+
 /* ---- what it was built with --------------------------------------------------------------------------------- */
 
 /* "2.30.0" and the like: the versions of the headers this was compiled with. Static storage. */
 const char *bt_isal_version(void);
 const char *bt_libdeflate_version(void);
+const char *bt_nghttp2_version(void);
 
 #endif

@@ -17,6 +17,11 @@ SOURCES = (
     "cpu.c",
     "crc32c.c",
     "gzip.c",
+    "h2.c",
+    "h2calls.c",
+    "h2in.c",
+    "h2life.c",
+    "h2out.c",
     "sha256.c",
     "sha256_arm.c",
     "sha256_portable.c",
@@ -38,9 +43,9 @@ def make_ffibuilder() -> FFI:
         '#include "blobtee.h"',
         # setuptools wants paths below the folder of setup.py
         sources=[f"csrc/{name}" for name in SOURCES],
-        depends=["csrc/blobtee.h", "csrc/sha256.h", "csrc/core.cdef.h"],
+        depends=["csrc/blobtee.h", "csrc/sha256.h", "csrc/h2.h", "csrc/core.cdef.h"],
         include_dirs=["csrc"],
-        libraries=["isal", "deflate"],
+        libraries=["isal", "deflate", "nghttp2"],
         extra_compile_args=["-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra", *optimisation()],
         py_limited_api=True,
     )

@@ -2,8 +2,9 @@
 
 enum bt_result {
     BT_OK, BT_BUSY, BT_BAD_ARGUMENT, BT_BAD_STATE, BT_TOO_LONG, BT_NOT_DRAINED, BT_NO_SPACE, BT_NO_MEMORY,
+    BT_GONE, BT_END, BT_TIMED_OUT, BT_CLOSED,
     BT_TRUNCATED, BT_BAD_MAGIC, BT_BAD_METHOD, BT_BAD_FLAGS, BT_BAD_HEADER_CRC, BT_BAD_DEFLATE, BT_BAD_CRC,
-    BT_BAD_ISIZE, BT_TRAILING_GARBAGE, BT_INTERNAL, ...
+    BT_BAD_ISIZE, BT_TRAILING_GARBAGE, BT_INTERNAL, BT_ERRNO, ...
 };
 const char *bt_strerror(int result);
 
@@ -77,5 +78,54 @@ typedef struct bt_tar_batch {
 } bt_tar_batch;
 int bt_tar_scan(const uint8_t *in, size_t in_nbytes, bt_tar_batch *batch);
 
+#define BT_H2_LISTENERS ...
+#define BT_H2_CALL ...
+#define BT_H2_ENDED ...
+typedef struct bt_h2 bt_h2;
+typedef struct bt_h2_call bt_h2_call;
+typedef struct bt_h2_limits {
+    size_t message_nbytes;
+    size_t buffered_nbytes;
+    uint32_t connections;
+    uint32_t handshake_ms;
+    uint32_t stall_ms;
+    ...;
+} bt_h2_limits;
+typedef struct bt_h2_event {
+    int kind;
+    bt_h2_call *call;
+    int method;
+    uint32_t place;
+    unsigned waiting;
+    ...;
+} bt_h2_event;
+typedef struct bt_h2_stats {
+    size_t buffered_nbytes;
+    uint32_t connections;
+    unsigned calls;
+    uint64_t refused;
+    ...;
+} bt_h2_stats;
+bt_h2 *bt_h2_new(const bt_h2_limits *limits);
+void bt_h2_free(bt_h2 *s);
+int bt_h2_method(bt_h2 *s, const char *path);
+int bt_h2_listen(bt_h2 *s, int fd, uint32_t place, uint32_t max_calls);
+int bt_h2_next(bt_h2 *s, int timeout_ms, unsigned keep, bt_h2_event *event);
+void bt_h2_drain(bt_h2 *s);
+int bt_h2_wait_idle(bt_h2 *s, int timeout_ms, int and_connections);
+void bt_h2_stop(bt_h2 *s);
+void bt_h2_stat(bt_h2 *s, bt_h2_stats *stats);
+int bt_h2_take(bt_h2_call *k, const uint8_t **message, size_t *nbytes);
+int bt_h2_send(bt_h2_call *k, const uint8_t *message, size_t nbytes, int is_last);
+int bt_h2_send_file(bt_h2_call *k, const uint8_t *head, size_t head_nbytes, int fd, uint64_t offset, size_t nbytes,
+                    int is_last);
+int bt_h2_finish(bt_h2_call *k, int status, const char *text);
+int bt_h2_is_active(bt_h2_call *k);
+int bt_h2_watch(bt_h2_call *k);
+size_t bt_h2_metadata(bt_h2_call *k, const char **metadata);
+void bt_h2_release(bt_h2_call *k);
+void bt_h2_told(bt_h2_call *k);
+
 const char *bt_isal_version(void);
 const char *bt_libdeflate_version(void);
+const char *bt_nghttp2_version(void);

@@ -118,6 +118,10 @@ const char *bt_strerror(int result)
     case BT_NOT_DRAINED: return "output is still waiting to be taken";
     case BT_NO_SPACE: return "the output buffer is too small";
     case BT_NO_MEMORY: return "out of memory";
+    case BT_GONE: return "the client has gone";
+    case BT_END: return "there is no more";
+    case BT_TIMED_OUT: return "timed out";
+    case BT_CLOSED: return "the server has stopped";
     case BT_TRUNCATED: return "gzip stream ends too early";
     case BT_BAD_MAGIC: return "not a gzip stream";
     case BT_BAD_METHOD: return "gzip member with a compression method other than deflate";

@@ -37,6 +37,10 @@ def test_only_the_transport_knows_httpx() -> None:
     assert users("httpx") == {"registry/transport.py"}
 
 
+def test_only_the_client_side_knows_grpcio() -> None:
+    assert users("grpc") == {"content/proxy/connection.py"}
+
+
 @pytest.mark.parametrize("module", ["grpc", "google.protobuf"])
 def test_only_who_speaks_to_containerd_needs_its_extra(module: str) -> None:
     """`pip install blobtee` brings neither, so no other room may ask for them."""

@@ -98,6 +98,12 @@ class FileReader(ReaderAt):
         if not self._open:
             self._close_if_unused()
 
+    def fileno(self) -> int:
+        """The descriptor, for who closes the reader himself and reads before that."""
+        if not self._open:
+            raise Closed(f"the reader of {self._what} is closed")
+        return self._fd
+
     def close(self) -> None:
         self._open = False
         self._close_if_unused()

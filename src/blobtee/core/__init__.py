@@ -1,4 +1,4 @@
-"""The C core as typed Python: SHA-256, CRC-32C, gzip in and out, tar headers.
+"""The C core as typed Python: SHA-256, CRC-32C, gzip in and out, tar headers, a gRPC server's connections.
 
 Only `core.native` imports the extension module.
 
@@ -30,6 +30,7 @@ from blobtee.core.gzip import (
     gzip_member_into,
     sized_member_nbytes,
 )
+from blobtee.core.h2 import H2Call, H2Server, H2Stats
 from blobtee.core.hashing import Sha256, crc32c, sha256_many, update_many
 from blobtee.core.native import CpuFeatures, cpu_features, library_versions
 from blobtee.core.tar import TarHeaders, TarScanner
@@ -39,6 +40,9 @@ __all__ = [
     "GZIP_MIN_LEVEL",
     "SIZED_HEADER_NBYTES",
     "CpuFeatures",
+    "H2Call",
+    "H2Server",
+    "H2Stats",
     "Inflater",
     "Sha256",
     "TarHeaders",

@@ -136,10 +136,11 @@ def cpu_features() -> CpuFeatures:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of "isal" and "libdeflate" (of the headers this was compiled with) and of "cffi" (as installed)."""
+    """Versions of "isal", "libdeflate", "nghttp2" (of the headers this was compiled with) and "cffi" (as installed)."""
     return {
         "isal": text(lib.bt_isal_version()),
         "libdeflate": text(lib.bt_libdeflate_version()),
+        "nghttp2": text(lib.bt_nghttp2_version()),
         "cffi": cffi.__version__,
     }
 

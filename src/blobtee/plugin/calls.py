@@ -4,97 +4,152 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NoReturn, TypeAlias
-
-import grpc
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from blobtee import tasks
-from blobtee.errors import BlobteeError, Cancelled
+from blobtee.content.api import ReaderAt
+from blobtee.content.files import FileReader
+from blobtee.core import H2Call
+from blobtee.errors import BlobteeError, Cancelled, InvalidArgument
 from blobtee.plugin.observer import Observer
-from blobtee.wire.status import code_of
+from blobtee.wire.status import NUMBERS, code_of
 
 _logger = logging.getLogger(__name__)
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Handler: TypeAlias = Callable[[H2Call], None]
 _LONGEST_DETAIL = 4 << 10
 """Characters. Details travel in a header, and a client refuses headers that are too large."""
 
 
-class Service(grpc.GenericRpcHandler):
+class Service:
     """The handlers of one service by their paths, `/package.Service/Method`."""
 
     def __init__(self, name: str, handlers: Mapping[str, Handler]) -> None:
-        self._handlers = {f"/{name}/{method}": handler for method, handler in handlers.items()}
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
-        return self._handlers.get(handler_call_details.method)
+        self.handlers = {f"/{name}/{method}": handler for method, handler in handlers.items()}
 
 
-def unary(method: str, observer: Observer, request: Any, work: Callable[[Any, Any], Any]) -> Handler:
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An answer of `head` and the bytes [offset, offset + nbytes) of a blob. With `last` nothing follows it."""
+
+    head: bytes
+    reader: ReaderAt
+    offset: int
+    nbytes: int
+    last: bool
+
+    def send(self, call: H2Call) -> None:
+        if isinstance(self.reader, FileReader):
+            call.send_file(self.head, self.reader.fileno(), self.offset, self.nbytes, last=self.last)
+        else:
+            call.send(self.head + self.reader.read_at(self.offset, self.nbytes), last=self.last)
+
+
+def unary(method: str, observer: Observer, request: Any, work: Callable[[Any, H2Call], Any]) -> Handler:
     """One request, one answer."""
 
-    def run(message: Any, context: grpc.ServicerContext) -> Any:
+    def run(call: H2Call) -> None:
         begun = time.perf_counter()
         try:
-            answer = work(message, context)
+            answer = _serialized(work(_first(call, request), call))
         except Exception as error:
-            _end(method, observer, begun, context, error)
+            _end(method, observer, begun, call, error)
+            return
         observer.rpc(method, "OK", time.perf_counter() - begun)
-        return answer
-
-    return grpc.unary_unary_rpc_method_handler(run, request.FromString, _serialized)
-
-
-def stream(method: str, observer: Observer, request: Any, work: Callable[[Any, Any], Iterator[Any]]) -> Handler:
-    """One request, many answers."""
-    return grpc.unary_stream_rpc_method_handler(_streaming(method, observer, work), request.FromString, _serialized)
-
-
-def duplex(method: str, observer: Observer, request: Any, work: Callable[[Any, Any], Iterator[Any]]) -> Handler:
-    """Many requests, many answers."""
-    return grpc.stream_stream_rpc_method_handler(_streaming(method, observer, work), request.FromString, _serialized)
-
-
-@contextmanager
-def ending_with(context: grpc.ServicerContext) -> Iterator[None]:
-    """Do the block's work for as long as somebody waits for it: `Cancelled` when the client has gone."""
-    with tasks.scope() as cancellation:
-        if not context.add_callback(lambda: cancellation.cancel("the client has gone")):
-            raise Cancelled("the client has gone")
-        yield
-
-
-def _streaming(
-    method: str, observer: Observer, work: Callable[[Any, Any], Iterator[Any]]
-) -> Callable[[Any, Any], Iterator[Any]]:
-    def run(message: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-        begun = time.perf_counter()
-        try:
-            yield from work(message, context)
-        except GeneratorExit:
-            # The client has gone: it has what it wanted, or gave up. Both are ordinary.
-            observer.rpc(method, grpc.StatusCode.CANCELLED.name, time.perf_counter() - begun)
-            raise
-        except Exception as error:
-            _end(method, observer, begun, context, error)
-        observer.rpc(method, "OK" if context.is_active() else "CANCELLED", time.perf_counter() - begun)
+        with suppress(Cancelled):
+            call.send(answer, last=True)
 
     return run
 
 
-def _serialized(answer: Any) -> Any:
+def stream(
+    method: str, observer: Observer, request: Any, work: Callable[[Any, H2Call], Generator[Any, None, None]]
+) -> Handler:
+    """One request, many answers."""
+    return _streaming(method, observer, lambda call: work(_first(call, request), call))
+
+
+def duplex(
+    method: str,
+    observer: Observer,
+    request: Any,
+    work: Callable[[Iterator[Any], H2Call], Generator[Any, None, None]],
+) -> Handler:
+    """Many requests, many answers. The requests end when the client has sent all; they raise `Cancelled` when it has
+    gone."""
+    return _streaming(method, observer, lambda call: work(_requests(call, request), call))
+
+
+@contextmanager
+def ending_with(call: H2Call) -> Iterator[None]:
+    """Do the block's work for as long as somebody waits for it: `Cancelled` when the client has gone."""
+    with tasks.scope() as cancellation:
+        if not call.on_end(lambda: cancellation.cancel("the client has gone")):
+            raise Cancelled("the client has gone")
+        yield
+
+
+def _streaming(method: str, observer: Observer, begin: Callable[[H2Call], Generator[Any, None, None]]) -> Handler:
+    def run(call: H2Call) -> None:
+        begun = time.perf_counter()
+        told = False
+        try:
+            with closing(begin(call)) as answers:
+                for answer in answers:
+                    if isinstance(answer, Part):
+                        if answer.last:
+                            # Before the client can know, as everywhere.
+                            told = True
+                            observer.rpc(method, "OK", time.perf_counter() - begun)
+                        answer.send(call)
+                    else:
+                        call.send(_serialized(answer))
+            if not told:
+                told = True
+                observer.rpc(method, "OK" if call.active else "CANCELLED", time.perf_counter() - begun)
+            call.finish(0)
+        except Exception as error:
+            _end(method, observer if not told else None, begun, call, error)
+
+    return run
+
+
+def _first(call: H2Call, request: Any) -> Any:
+    data = call.take()
+    if data is None:
+        raise InvalidArgument("a request without a message")
+    return _parsed(data, request)
+
+
+def _requests(call: H2Call, request: Any) -> Iterator[Any]:
+    while (data := call.take()) is not None:
+        yield _parsed(data, request)
+
+
+def _parsed(data: bytes, request: Any) -> Any:
+    try:
+        return request.FromString(data)
+    except Exception as error:  # a DecodeError, which is another class in each implementation of protobuf
+        raise InvalidArgument(f"a message that is no {request.DESCRIPTOR.name}: {error}") from None
+
+
+def _serialized(answer: Any) -> bytes:
     """An answer that is bytes was made by hand."""
     return answer if isinstance(answer, bytes) else answer.SerializeToString()
 
 
-def _end(method: str, observer: Observer, begun: float, context: grpc.ServicerContext, error: Exception) -> NoReturn:
+def _end(method: str, observer: Observer | None, begun: float, call: H2Call, error: Exception) -> None:
     """End the RPC with the status for `error`."""
     # Without a client nobody is there to be told, and what broke is most often that it went.
-    code = code_of(error) if context.is_active() else grpc.StatusCode.CANCELLED
-    observer.rpc(method, code.name, time.perf_counter() - begun)
+    code = code_of(error) if call.active else Cancelled.code
+    if observer is not None:
+        observer.rpc(method, code, time.perf_counter() - begun)
     detail = str(error)
     if not isinstance(error, BlobteeError):
         _logger.error("a defect of blobtee in %s", method, exc_info=error)
         detail = f"a defect of blobtee: {type(error).__name__}: {error}"
-    context.abort(code, detail[:_LONGEST_DETAIL])
+    elif code == Cancelled.code and not isinstance(error, Cancelled):
+        _logger.info("%s of a client that has gone: %s", method, error)
+    call.finish(NUMBERS[code], detail[:_LONGEST_DETAIL])

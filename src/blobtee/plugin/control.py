@@ -7,6 +7,7 @@ from typing import Any
 
 from blobtee import transfer
 from blobtee.content import LocalStore
+from blobtee.core import H2Call
 from blobtee.errors import InvalidArgument
 from blobtee.oci import Reference
 from blobtee.plugin import calls
@@ -28,12 +29,12 @@ class ControlService(calls.Service):
         pull = calls.unary("Pull", observer, messages.PullRequest, self._pull)
         super().__init__(SERVICE, {"Pull": pull})
 
-    def _pull(self, request: Any, context: Any) -> Any:
+    def _pull(self, request: Any, call: H2Call) -> Any:
         """Fetch the image's documents, give it its name, and make its layers known."""
         source = transfer.parse(request.image)
         if not isinstance(source, Reference):
             raise InvalidArgument(f"{request.image}: only images in a registry can be pulled lazily")
-        with calls.ending_with(context):
+        with calls.ending_with(call):
             image = transfer.pull(
                 request.image, self._store, lazy=True, platform=request.platform or None, registry=self._registry
             )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from typing import Any
 
+from blobtee.core import H2Call
 from blobtee.errors import NotFound
 from blobtee.plugin import calls
 from blobtee.plugin.observer import SILENT
@@ -36,19 +37,19 @@ class HealthService(calls.Service):
     def _state(self) -> int:
         return SERVING if self._serving else NOT_SERVING
 
-    def _check(self, request: Any, _: Any) -> Any:
+    def _check(self, request: Any, _: H2Call) -> Any:
         if request.service not in self._services:
             raise NotFound(f"no service {request.service[:200]!r} here")
         return messages.HealthCheckResponse(status=self._state())
 
-    def _watch(self, request: Any, context: Any) -> Iterator[Any]:
-        if not context.add_callback(self._wake):
+    def _watch(self, request: Any, call: H2Call) -> Generator[Any, None, None]:
+        if not call.on_end(self._wake):
             return
         known = request.service in self._services
         yield messages.HealthCheckResponse(status=self._state() if known else SERVICE_UNKNOWN)
         with self._changed:
-            self._changed.wait_for(lambda: not self._serving or not context.is_active())
-        if known and context.is_active():
+            self._changed.wait_for(lambda: not self._serving or not call.active)
+        if known and call.active:
             yield messages.HealthCheckResponse(status=NOT_SERVING)
 
     def _wake(self) -> None:

@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import resource
 import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent import futures
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import grpc
-
 from blobtee.content import LocalStore
-from blobtee.errors import BlobteeError, Internal, InvalidArgument
-from blobtee.plugin.bridge import Bridge
+from blobtee.errors import BlobteeError, InvalidArgument
+from blobtee.plugin.calls import Service
 from blobtee.plugin.control import ControlService
 from blobtee.plugin.health import HealthService
 from blobtee.plugin.lazy import LazyBlobs
 from blobtee.plugin.metrics import Metrics
 from blobtee.plugin.references import References
 from blobtee.plugin.service import ContentService
+from blobtee.plugin.serving import Serving
 from blobtee.plugin.sockets import SocketFile
 from blobtee.plugin.sweeping import Sweeper
 from blobtee.plugin.tenants import Tenant
 from blobtee.registry import Registry
 from blobtee.transfer.remote import default_registry
 from blobtee.wire import content, control
-from blobtee.wire.content import MAX_MESSAGE
-
-_logger = logging.getLogger(__name__)
 
 DEFAULT_TENANT = "default"
 
@@ -47,17 +41,6 @@ _FDS_OF_OURS = 128
 _MOST_STREAMS = 20_000
 _THREADS_OF_OURS = 32
 _CGROUPS = Path("/sys/fs/cgroup")
-
-_OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_concurrent_streams", 2**31 - 1),
-    # containerd keeps its connection for as long as it runs, and may ask whether we live as often as it likes.
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_ping_strikes", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 0),
-    ("grpc.so_reuseport", 0),
-]
 
 
 @dataclass(frozen=True)
@@ -75,11 +58,10 @@ class Listen:
 class _Place:
     """One socket and what answers on it."""
 
-    listen: Listen
-    server: grpc.Server
+    listener: socket.socket
+    services: Sequence[Service]
     health: HealthService
-    file: SocketFile
-    bridge: Bridge | None = None
+    file: SocketFile | None
 
 
 class Server:
@@ -114,24 +96,34 @@ class Server:
         self._lazy = LazyBlobs(store, self._registry, self.metrics)
         self._sweeper = Sweeper(store, self._references, self._lazy)
         self._places: list[_Place] = []
+        self._serving: Serving | None = None
         self._started = False
 
     def start(self) -> None:
         """Listen on every socket, or on none. `AlreadyExists`: another server does; errors of the file system."""
         try:
+            self._serving = serving = Serving()
             for listen in self._listens:
-                self._places.append(self._place(listen))
+                place = self._place(listen)
+                self._places.append(place)
+                serving.add(place.listener, place.services, max(1, self.max_streams // len(self._listens)))
+            serving.start()
             for place in self._places:
-                place.server.start()
-                place.file.publish()
-                if place.bridge is not None:
-                    place.bridge.start()
+                if place.file is not None:
+                    place.file.publish()
             self._sweeper.start()
         except BaseException:
             self.stop(0)
             raise
         self._started = True
         self.metrics.gauge("blobtee_ingests", "Unfinished blobs.", self._ingests)
+        self.metrics.gauge("blobtee_connections", "Connections of clients.", lambda: {"": serving.stats().connections})
+        self.metrics.gauge(
+            "blobtee_message_bytes", "Bytes of requests in memory.", lambda: {"": serving.stats().buffered}
+        )
+        self.metrics.gauge(
+            "blobtee_refused_rpcs", "RPCs above the limit so far.", lambda: {"": serving.stats().refused}
+        )
 
     def stop(self, grace: float = DRAIN_SECONDS) -> None:
         """Take no more RPCs, give those under way `grace` seconds, then cancel them. A second call does nothing.
@@ -139,13 +131,13 @@ class Server:
         What a cancelled write brought is kept and can be resumed.
         """
         for place in self._places:
+            if place.file is not None:
+                place.file.remove()
             place.health.stop()
-            if place.bridge is not None:
-                place.bridge.stop()
-            place.file.remove()
-        for event in [place.server.stop(grace) for place in self._places]:
-            event.wait()
         self._places.clear()
+        if self._serving is not None:
+            self._serving.stop(grace)
+            self._serving = None
         if self._started:
             self._started = False
             self._sweeper.stop()
@@ -164,22 +156,17 @@ class Server:
         tenant = Tenant(
             listen.tenant, self._store, self._references, self._lazy, observer=tally, on_delete=self._sweeper.wake
         )
-        # A socket of systemd's is passed on to one of our own, where only root may reach it.
-        path = listen.path or self._store.root / f".{listen.tenant}.sock"
-        file = SocketFile(path, mode=listen.mode if listen.path else 0o600, group=listen.group)
-        limit = max(1, self.max_streams // len(self._listens))
-        server = grpc.server(_Threads(limit), options=_OPTIONS, maximum_concurrent_rpcs=limit)
         health = HealthService([content.SERVICE, control.SERVICE])
-        service = ContentService(tenant, tally, tenant.is_here)
-        server.add_generic_rpc_handlers(
-            (service, health, ControlService(self._store, self._lazy, self._registry, tally))
+        services = (
+            ContentService(tenant, tally, tenant.is_here),
+            health,
+            ControlService(self._store, self._lazy, self._registry, tally),
         )
-        try:
-            server.add_insecure_port(f"unix:{file.temporary}")
-        except RuntimeError as error:
-            raise Internal(f"cannot listen on {path}: {error}") from error
-        bridge = Bridge(listen.inherited, path) if listen.inherited is not None else None
-        return _Place(listen, server, health, file, bridge)
+        if listen.inherited is not None:
+            return _Place(listen.inherited, services, health, None)
+        assert listen.path is not None
+        file = SocketFile(listen.path, mode=listen.mode, group=listen.group)
+        return _Place(file.listen(), services, health, file)
 
     def _ingests(self) -> dict[str, float]:
         try:
@@ -191,21 +178,6 @@ class Server:
         except BlobteeError:
             return {}
         return {f'tenant="{tenant}"': count for tenant, count in counts.items()}
-
-
-class _Threads(futures.ThreadPoolExecutor):
-    """A thread for each RPC that runs: a writer that waits for its client must never keep another from opening."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(max_workers=limit, thread_name_prefix="blobtee-rpc")
-
-    def _adjust_thread_count(self) -> None:
-        try:
-            super()._adjust_thread_count()  # no public place tells of a thread that did not start
-        except RuntimeError:
-            # The RPC is in the queue, and the next thread that has nothing to do takes it. Raised, the error would end
-            # the one thread of grpcio that hands out RPCs.
-            _logger.warning("no more threads can be started: RPCs wait for each other")
 
 
 def _streams_that_fit() -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from itertools import islice
 from typing import Any
 
 from blobtee.content.api import ReaderAt, Store
 from blobtee.content.proxy.messages import info_message, status_message
+from blobtee.core import H2Call
 from blobtee.errors import InvalidArgument, NotFound, OutOfRange
 from blobtee.oci import Descriptor, Digest
 from blobtee.plugin import calls
@@ -26,7 +27,7 @@ _EMPTY: bytes = common.Empty().SerializeToString()
 
 
 class ContentService(calls.Service):
-    """Serves `store`, which stays the caller's. Give it to `grpc.Server.add_generic_rpc_handlers`.
+    """Serves `store`, which stays the caller's. Give it to `Serving.add`.
 
     The server needs a thread for each open stream: containerd opens writers inside its database transaction, and waits
     for ever when one of them is not answered.
@@ -58,10 +59,10 @@ class ContentService(calls.Service):
         handler: calls.Handler = form(method, self._observer, request, work)
         return handler
 
-    def _info(self, request: Any, _: Any) -> Any:
+    def _info(self, request: Any, _: H2Call) -> Any:
         return messages.InfoResponse(info=info_message(self._store.info(Digest(request.digest))))
 
-    def _update(self, request: Any, _: Any) -> Any:
+    def _update(self, request: Any, _: H2Call) -> Any:
         if not request.HasField("info"):
             raise InvalidArgument("an update needs the info of a blob")
         given = dict(request.info.labels)
@@ -78,24 +79,24 @@ class ContentService(calls.Service):
         info = self._store.update(Digest(request.info.digest), given if replace else changes, replace=replace)
         return messages.UpdateResponse(info=info_message(info))
 
-    def _list(self, request: Any, _: Any) -> Iterator[Any]:
+    def _list(self, request: Any, _: H2Call) -> Generator[Any, None, None]:
         infos = self._store.walk(*request.filters)
         while page := [info_message(info) for info in islice(infos, LIST_PAGE)]:
             yield messages.ListContentResponse(info=page)
 
-    def _delete(self, request: Any, _: Any) -> bytes:
+    def _delete(self, request: Any, _: H2Call) -> bytes:
         digest = Digest(request.digest)
         with suppress(NotFound):  # what containerd wants is that it is not there
             self._store.delete(digest)
         return _EMPTY
 
-    def _open(self, digest: Digest, context: Any) -> ReaderAt:
-        with calls.ending_with(context):  # a lazy blob may take its time
+    def _open(self, digest: Digest, call: H2Call) -> ReaderAt:
+        with calls.ending_with(call):  # a lazy blob may take its time
             return self._store.reader_at(Descriptor("", digest, -1))
 
-    def _read(self, request: Any, context: Any) -> Iterator[Any]:
+    def _read(self, request: Any, call: H2Call) -> Generator[Any, None, None]:
         digest = Digest(request.digest)
-        with self._open(digest, context) as reader:
+        with self._open(digest, call) as reader:
             begin = max(request.offset, 0)
             if begin > reader.size:
                 raise OutOfRange(f"offset {begin} is past the end of blob {digest} of {reader.size} bytes")
@@ -103,27 +104,26 @@ class ContentService(calls.Service):
             for at in range(begin, end, MAX_DATA):
                 nbytes = min(MAX_DATA, end - at)
                 self._observer.sent(nbytes)
-                # grpcio takes bytes and nothing else, so that this is the one copy that cannot be spared.
-                yield _read_head(at - begin, nbytes) + reader.read_at(at, nbytes)
+                yield calls.Part(_read_head(at - begin, nbytes), reader, at, nbytes, at + nbytes == end)
 
-    def _status(self, request: Any, _: Any) -> Any:
+    def _status(self, request: Any, _: H2Call) -> Any:
         return messages.StatusResponse(status=status_message(self._store.status(request.ref)))
 
-    def _list_statuses(self, request: Any, _: Any) -> Any:
+    def _list_statuses(self, request: Any, _: H2Call) -> Any:
         statuses = self._store.statuses(*request.filters)
         return messages.ListStatusesResponse(statuses=[status_message(status) for status in statuses])
 
-    def _write(self, requests: Iterator[Any], _: Any) -> Iterator[Any]:
+    def _write(self, requests: Iterator[Any], _: H2Call) -> Generator[Any, None, None]:
         return self._writing.write(requests)
 
-    def _abort(self, request: Any, _: Any) -> bytes:
+    def _abort(self, request: Any, _: H2Call) -> bytes:
         self._writing.abort(request.ref)
         return _EMPTY
 
 
 def _read_head(offset: int, nbytes: int) -> bytes:
     """What comes before `nbytes` of data in a `ReadContentResponse`. By hand, since a message class would copy the data
-    twice more, which is what a read costs besides gRPC itself."""
+    through Python."""
     head = bytearray()
     if offset:
         head.append(0x08)  # field 1, a number

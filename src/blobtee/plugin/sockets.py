@@ -16,11 +16,12 @@ from blobtee.errors import AlreadyExists, InvalidArgument
 MAX_PATH = 107
 """Bytes of a socket's path (Linux, unix(7))."""
 
+_BACKLOG = 4096  # what the kernel allows, at most
 _count = itertools.count()
 
 
 class SocketFile:
-    """The place of one socket. A server binds `temporary`, then `publish` gives it its name."""
+    """The place of one socket. A server listens at `temporary`, then `publish` gives it its name."""
 
     def __init__(self, path: str | os.PathLike[str], *, mode: int = 0o600, group: int | None = None) -> None:
         """`mode` and `group` (a number) are what the socket gets. Its folder is made when missing.
@@ -40,6 +41,19 @@ class SocketFile:
         with os_errors(f"make the socket {self.path}"), suppress(FileNotFoundError):
             os.unlink(self.temporary)
         self._identity: tuple[int, int] | None = None
+
+    def listen(self) -> socket.socket:
+        """A socket that listens at `temporary`, for nobody but its owner yet. Errors of the file system."""
+        with os_errors(f"make the socket {self.path}"):
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                listener.bind(str(self.temporary))
+                os.chmod(self.temporary, 0o600)  # before anybody can connect
+                listener.listen(_BACKLOG)
+            except BaseException:
+                listener.close()
+                raise
+        return listener
 
     def publish(self) -> None:
         """Give the socket its rights and its name, in place of one that nobody listens on. Errors as above."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from typing import Any
-
-import grpc
 
 from blobtee.content.api import Store, Writer
 from blobtee.content.proxy.messages import timestamp
@@ -29,29 +27,25 @@ class Writing:
         self._observer = observer
         self._open: dict[str, Writer] = {}
 
-    def write(self, requests: Iterator[Any]) -> Iterator[Any]:
+    def write(self, requests: Iterator[Any]) -> Generator[Any, None, None]:
         """Answer `requests` until the client has sent its last or is gone: then the ref is unlocked, the data stays."""
-        try:
-            first = next(requests, None)
-            if first is None:
-                return
-            if not first.ref:
-                raise InvalidArgument("the first message of a write has to name the ref")
-            writer = self._store.writer(first.ref, total=first.total, expected=first.expected or None)
-            self._open[first.ref] = writer
-            try:
-                with writer:
-                    stream = _Stream(self, writer, first, self._observer)
-                    yield stream.answer(first)
-                    for request in requests:
-                        yield stream.answer(request)
-            finally:
-                # A writer of the same ref may have been opened since an abort took this one's place.
-                if self._open.get(first.ref) is writer:
-                    del self._open[first.ref]
-        except grpc.RpcError:
-            # How grpcio says, out of the iteration, that the client cancelled or its connection broke.
+        first = next(requests, None)
+        if first is None:
             return
+        if not first.ref:
+            raise InvalidArgument("the first message of a write has to name the ref")
+        writer = self._store.writer(first.ref, total=first.total, expected=first.expected or None)
+        self._open[first.ref] = writer
+        try:
+            with writer:
+                stream = _Stream(self, writer, first, self._observer)
+                yield stream.answer(first)
+                for request in requests:
+                    yield stream.answer(request)
+        finally:
+            # A writer of the same ref may have been opened since an abort took this one's place.
+            if self._open.get(first.ref) is writer:
+                del self._open[first.ref]
 
     def abort(self, ref: str) -> None:
         """Remove an ingest, from under its writer too: containerd aborts what a stream of its own still holds open.

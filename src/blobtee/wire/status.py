@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import grpc
-
 from blobtee import errors
 from blobtee.errors import BlobteeError
 
@@ -28,12 +26,20 @@ _CLASSES: dict[str, type[BlobteeError]] = {
 }
 
 
-def code_of(error: BaseException) -> grpc.StatusCode:
-    """The code of one of our errors; `INTERNAL` for any other exception, which is a defect of ours."""
-    name = error.code if isinstance(error, BlobteeError) else errors.Internal.code
-    return grpc.StatusCode[name]
+_NAMES = (
+    *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS"),
+    *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED"),
+    *("INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"),
+)
+NUMBERS = {name: number for number, name in enumerate(_NAMES)}
+"""gRPC's status codes by their names (grpc/doc/statuscodes.md)."""
 
 
-def error_of(code: grpc.StatusCode, message: str) -> BlobteeError:
+def code_of(error: BaseException) -> str:
+    """The name of the code of one of our errors; `INTERNAL` for any other exception, which is a defect of ours."""
+    return error.code if isinstance(error, BlobteeError) else errors.Internal.code
+
+
+def error_of(code: str, message: str) -> BlobteeError:
     """The error of ours for the answer of a server; `RemoteError` for a code that no store is known to give."""
-    return _CLASSES.get(code.name, errors.RemoteError)(message)
+    return _CLASSES.get(code, errors.RemoteError)(message)

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 
 from blobtee import tasks
@@ -37,6 +36,7 @@ from blobtee.plugin import calls
 from blobtee.plugin.observer import SILENT
 from blobtee.plugin.server import Listen, Server
 from blobtee.wire.content import SERVICE, messages
+from tests.unit.plugin.contentclient import serving_at
 
 DATA = bytes(range(256)) * 1000
 DIGEST = Digest.of(DATA)
@@ -75,15 +75,9 @@ def scripted(folder: Path, **methods: Callable[[Any, Any], Any]) -> Iterator[Pro
         "List": (calls.stream, messages.ListContentRequest),
     }
     handlers = {name: kinds[name][0](name, SILENT, kinds[name][1], work) for name, work in methods.items()}
-    server = grpc.server(futures.ThreadPoolExecutor(8))
-    server.add_generic_rpc_handlers((calls.Service(SERVICE, handlers),))
-    server.add_insecure_port(f"unix:{folder / 'socket'}")
-    server.start()
-    try:
+    with serving_at(folder / "socket", calls.Service(SERVICE, handlers)):
         with ProxyStore(folder / "socket", timeout=1) as store:
             yield store
-    finally:
-        server.stop(None).wait()
 
 
 def info(_: Any, __: Any) -> Any:

@@ -37,7 +37,7 @@ def test_features_fit_the_environment() -> None:
 
 def test_versions() -> None:
     versions = library_versions()
-    assert list(versions) == ["isal", "libdeflate", "cffi"]
+    assert list(versions) == ["isal", "libdeflate", "nghttp2", "cffi"]
     assert all(version[0].isdigit() for version in versions.values())
 
 

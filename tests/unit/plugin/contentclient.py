@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable, Iterator
-from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ import grpc
 
 from blobtee.content.api import Store
 from blobtee.oci import Digest
+from blobtee.plugin.calls import Service
 from blobtee.plugin.observer import SILENT, Observer
 from blobtee.plugin.service import ContentService
-from blobtee.wire.content import MAX_MESSAGE, SERVICE, messages
+from blobtee.plugin.serving import Serving
+from blobtee.wire.content import SERVICE, messages
 from blobtee.wire.table import common
 
 _ANSWERS = {
@@ -83,16 +85,25 @@ def code(call: Callable[[], object]) -> str:
 
 
 @contextmanager
-def serving(store: Store, socket: Path, observer: Observer = SILENT) -> Iterator[Client]:
-    server = grpc.server(
-        futures.ThreadPoolExecutor(max_workers=500), options=[("grpc.max_receive_message_length", MAX_MESSAGE)]
-    )
-    server.add_generic_rpc_handlers((ContentService(store, observer),))
-    server.add_insecure_port(f"unix:{socket}")
-    server.start()
-    client = Client(socket)
+def serving(store: Store, path: Path, observer: Observer = SILENT) -> Iterator[Client]:
+    with serving_at(path, ContentService(store, observer)):
+        client = Client(path)
+        try:
+            yield client
+        finally:
+            client.channel.close()
+
+
+@contextmanager
+def serving_at(path: Path, *services: Service, max_calls: int = 1000, **limits: Any) -> Iterator[Serving]:
+    """A server of `services` on the socket `path`."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(100)
+    served = Serving(**limits)
+    served.add(listener, services, max_calls)
+    served.start()
     try:
-        yield client
+        yield served
     finally:
-        client.channel.close()
-        server.stop(None).wait()
+        served.stop(0)

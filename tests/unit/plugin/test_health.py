@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from blobtee.plugin.health import HealthService
 from blobtee.wire.health import NOT_SERVING, SERVICE, SERVICE_UNKNOWN, SERVING, messages
-from tests.unit.plugin.contentclient import code
+from tests.unit.plugin.contentclient import code, serving_at
 
 
 @pytest.fixture
@@ -20,13 +19,8 @@ def health() -> HealthService:
 
 @pytest.fixture
 def channel(health: HealthService, tmp_path: Path) -> Iterator[grpc.Channel]:
-    server = grpc.server(futures.ThreadPoolExecutor())
-    server.add_generic_rpc_handlers((health,))
-    server.add_insecure_port(f"unix:{tmp_path / 'socket'}")
-    server.start()
-    with grpc.insecure_channel(f"unix:{tmp_path / 'socket'}") as channel:
+    with serving_at(tmp_path / "socket", health), grpc.insecure_channel(f"unix:{tmp_path / 'socket'}") as channel:
         yield channel
-    server.stop(None).wait()
 
 
 def ask(channel: grpc.Channel, kind: str, method: str, service: str) -> Any:

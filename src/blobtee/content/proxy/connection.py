@@ -119,7 +119,7 @@ class Connection:
             # Either from gRPC itself, which cannot reach the server, or from the server, which means a locked ref by
             # it: the two look the same. Who can meet a locked ref asks what it is (`ProxyStore`).
             return ConnectionFailed(f"cannot {doing}: {detail} (at {self.address})")
-        return error_of(code, f"cannot {doing}: {detail}")
+        return error_of(code.name, f"cannot {doing}: {detail}")
 
 
 class _Patience:
