@@ -68,6 +68,14 @@ def test_the_builders_page_does_what_it_says(
         assert (tmp_path / "store-out" / "index.json").exists()
 
 
+def test_the_tees_page_does_what_it_says(source: ImageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with MemoryRegistry() as registry:
+        source.push(registry, "library/python", "3.12")
+        run_python(ROOT / "docs" / "tee.md", registry, tmp_path, monkeypatch)
+        top = source.layers[-1].data
+        assert registry.counters.sent["blob"] == len(top), "each byte of the top layer came once, no other layer's"
+
+
 def test_the_first_example_of_the_builders_page_is_twenty_lines_of_code() -> None:
     first = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "builders.md").read_text(), re.DOTALL)[0]
     code = [line for line in first.splitlines() if line.strip() and not line.lstrip().startswith("#")]
