@@ -165,7 +165,7 @@ class Engine:
                 limit = max(at, min(limit, fetch.at))
         gap = self._pace.gap // CHUNK
         end = self._map.next_present(at, limit)
-        while end < last:
+        while end < min(last, limit):
             following = self._map.next_absent(end, limit)
             if following >= last or following - end > gap:
                 break

@@ -134,7 +134,7 @@ def test_a_reader_who_gives_up_disturbs_nobody(tee: Tee) -> None:
 
         gone = group.spawn(expect_cancelled)
         patient = group.spawn(reader.read_at, 5, 10)
-        while not origin.requests:
+        while not tee._open or len(next(iter(tee._open)).engine._waiters) < 2:
             tasks.sleep(0.001)
         impatient.cancel()
         gone.result()
@@ -262,3 +262,19 @@ def test_reading_in_order_asks_ahead(tee: Tee) -> None:
         for at in range(chunks(10), chunks(60), 4096):
             assert reader.read_at(at, 4096) == data[at : at + 4096]
     assert len(origin.requests) < 12
+
+
+def test_a_read_over_what_others_are_fetching_and_what_is_here_comes_to_an_end(tee: Tee) -> None:
+    origin = Origin(DATA)
+    with tee.reader_at(DESC, origin.source, Trust.RAW) as reader, tasks.Group() as group:
+        reader.read_at(chunks(4), 10)
+        origin.gate = threading.Event()
+        group.spawn(reader.read_at, chunks(6), 10)
+        while len(origin.requests) < 2:
+            tasks.sleep(0.001)
+        wide = group.spawn(reader.read_at, chunks(2), chunks(8))
+        while len(origin.requests) < 4:
+            tasks.sleep(0.001)
+        origin.gate.set()
+        assert wide.result() == DATA[chunks(2) : chunks(10)]
+    assert origin.sent <= chunks(9), "the one between that was here costs less than another request"
