@@ -149,6 +149,8 @@ typedef struct bt_inflate_info {
     int finished;              /* 1: what was read so far is a whole stream, all of it handed out */
     int needs_input;           /* 1: nothing more can come out before more goes in */
     int failure;               /* BT_OK, or the failure the stream stays in */
+    uint32_t crc;              /* of this member's data so far, and ... */
+    uint32_t member_nbytes;    /* ... how much of it there was, modulo 2**32; 0 and 0 where the next one's begins */
 } bt_inflate_info;
 
 /* A context for one stream (about 90 KB), or NULL when memory is out. Free it with bt_inflate_free. */
@@ -174,6 +176,45 @@ int bt_inflate_finish(bt_inflater *z);
 
 /* Fills *info. BT_OK; BT_BUSY. */
 int bt_inflate_stat(bt_inflater *z, bt_inflate_info *info);
+
+/* ---- gzip: points to inflate from ------------------------------------------------------------------------------ */
+
+#define BT_GZPOINT_WINDOW_NBYTES 32768
+#define BT_GZPOINT_HEADER_NBYTES 296
+#define BT_GZPOINT_MAX_SPACING (UINT64_C(1) << 40)
+
+/* A place in the deflate data of a gzip stream, and what has to be known to inflate from there on. It lies at the beginning
+ * of a member's data, between two blocks, or between two symbols of a block that is long. */
+typedef struct bt_gzpoint {
+    uint64_t in_nbytes;     /* the first whole byte of the stream that is needed */
+    uint64_t out_nbytes;    /* what the stream gives before */
+    uint32_t crc;           /* CRC-32 of this member's data before, and ... */
+    uint32_t member_nbytes; /* ... how much of it there is, modulo 2**32 */
+    uint8_t nbits;          /* bits of the byte before in_nbytes that are needed too, 0..7 ... */
+    uint8_t bits;           /* ... and these bits, the first one lowest */
+    uint32_t header_nbits;  /* the header of the block that it lies within, the first bit lowest; 0 between two blocks */
+    uint32_t window_nbytes; /* the data before it, as far as it can be referred to */
+    uint8_t header[BT_GZPOINT_HEADER_NBYTES];
+    uint8_t window[BT_GZPOINT_WINDOW_NBYTES]; /* zeros in place of bytes that nothing refers to */
+} bt_gzpoint;
+
+/* Lets a stream that has not begun give points (about 350 KB more): one where the first member's data begins, then one
+ * after each spacing_nbytes of input or output, whichever is sooner, at the end of the block that is being read, or
+ * within it when it goes on for that long again. Where a member begins, sooner. Two points are never in the same 32 KiB of
+ * output of one member. 1..BT_GZPOINT_MAX_SPACING; BT_BAD_ARGUMENT also for a stream that has begun; BT_BUSY; BT_NO_MEMORY.
+ *
+ * bt_inflate then returns early when a point is there, with input and space left, and answers BT_NOT_DRAINED, having done
+ * nothing, until it is taken. */
+int bt_inflate_mark(bt_inflater *z, uint64_t spacing_nbytes);
+
+/* *found = 1: *point is the next one, in the order of the stream, and taken. 0: there is none now. BT_OK; BT_BUSY. */
+int bt_inflate_point(bt_inflater *z, bt_gzpoint *point, int *found);
+
+/* Begins in the middle: the next input is the stream from point->in_nbytes on. CRC-32 and length of the member are compared at
+ * its end as if it had been read from its beginning. z is fresh; its totals and members count from here.
+ * BT_OK; BT_BUSY; BT_BAD_ARGUMENT for a stream that has begun or a point with sizes outside its fields; BT_BAD_DEFLATE for
+ * a header that is none. Any other point does no harm: what comes out is wrong or an error. */
+int bt_inflate_resume(bt_inflater *z, const bt_gzpoint *point);
 
 /* ---- gzip: writing ------------------------------------------------------------------------------------------ */
 

@@ -39,6 +39,8 @@ typedef struct bt_inflate_info {
     int finished;
     int needs_input;
     int failure;
+    uint32_t crc;
+    uint32_t member_nbytes;
     ...;
 } bt_inflate_info;
 bt_inflater *bt_inflate_alloc(void);
@@ -47,6 +49,26 @@ int bt_inflate(bt_inflater *z, const uint8_t *in, size_t in_nbytes, size_t *in_u
                uint8_t *out, size_t out_nbytes, size_t *out_used_nbytes);
 int bt_inflate_finish(bt_inflater *z);
 int bt_inflate_stat(bt_inflater *z, bt_inflate_info *info);
+
+#define BT_GZPOINT_WINDOW_NBYTES ...
+#define BT_GZPOINT_HEADER_NBYTES ...
+#define BT_GZPOINT_MAX_SPACING ...
+typedef struct bt_gzpoint {
+    uint64_t in_nbytes;
+    uint64_t out_nbytes;
+    uint32_t crc;
+    uint32_t member_nbytes;
+    uint8_t nbits;
+    uint8_t bits;
+    uint32_t header_nbits;
+    uint32_t window_nbytes;
+    uint8_t header[...];
+    uint8_t window[...];
+    ...;
+} bt_gzpoint;
+int bt_inflate_mark(bt_inflater *z, uint64_t spacing_nbytes);
+int bt_inflate_point(bt_inflater *z, bt_gzpoint *point, int *found);
+int bt_inflate_resume(bt_inflater *z, const bt_gzpoint *point);
 
 #define BT_GZIP_MIN_LEVEL ...
 #define BT_GZIP_MAX_LEVEL ...

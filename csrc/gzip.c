@@ -2,18 +2,8 @@
  *
  * ISA-L could parse headers and trailers itself. It is done here because a stream of several members, padding after it, the
  * header checksum, and being handed one byte at a time are where readers go wrong, and this way it is one small machine. */
-#include "blobtee.h"
+#include "gzip.h"
 
-#if !__has_include(<isa-l/igzip_lib.h>)
-#error "blobtee needs ISA-L 2.30 or later: on Debian or Ubuntu install the package libisal-dev"
-#endif
-#if !__has_include(<libdeflate.h>)
-#error "blobtee needs libdeflate: on Debian or Ubuntu install the package libdeflate-dev"
-#endif
-
-#include <isa-l.h>
-#include <isa-l/crc.h>
-#include <isa-l/igzip_lib.h>
 #include <libdeflate.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,38 +27,7 @@ const char *bt_libdeflate_version(void) { return LIBDEFLATE_VERSION_STRING; }
 #define FCOMMENT 0x10
 #define RESERVED 0xe0
 
-#define FIXED_HEADER_NBYTES 10
 #define TRAILER_NBYTES 8
-
-/* Where in a member the stream is, in the order of the bytes. */
-enum step { FIXED_HEADER, EXTRA_LENGTH, EXTRA, NAME, COMMENT, HEADER_CRC, BODY, TRAILER, PADDING };
-
-struct bt_inflater {
-    struct inflate_state deflate;
-    uint32_t busy;
-    int failure;
-    enum step step;
-    int starved; /* the last call ended for want of input, all output handed out */
-    uint8_t flags;
-    uint8_t field[FIXED_HEADER_NBYTES]; /* a fixed-size part, gathered over calls */
-    size_t field_nbytes;
-    size_t extra_left_nbytes;
-    uint32_t header_crc;
-    uint32_t member_nbytes; /* modulo 2**32, as ISIZE is */
-    /* ISA-L reads up to eight bytes ahead. What it had too much belongs to the trailer, which is as long. */
-    uint8_t ahead[8];
-    size_t ahead_at, ahead_end;
-    uint64_t total_in_nbytes, total_out_nbytes, members;
-};
-
-/* Input not yet looked at. */
-struct span {
-    const uint8_t *p;
-    size_t nbytes;
-};
-
-static int claim(uint32_t *busy) { return __atomic_exchange_n(busy, 1, __ATOMIC_ACQUIRE) == 0; }
-static void release(uint32_t *busy) { __atomic_store_n(busy, 0, __ATOMIC_RELEASE); }
 
 static uint32_t little_endian(const uint8_t *p)
 {
@@ -85,7 +44,13 @@ bt_inflater *bt_inflate_alloc(void)
     return z;
 }
 
-void bt_inflate_free(bt_inflater *z) { free(z); }
+void bt_inflate_free(bt_inflater *z)
+{
+    if (z != NULL) {
+        bt_marker_free(z->marker);
+        free(z);
+    }
+}
 
 /* Takes header bytes off s into the header checksum, if there is one to compare with. */
 static void skip(bt_inflater *z, struct span *s, size_t nbytes)
@@ -143,7 +108,7 @@ static enum step after(const bt_inflater *z, enum step done)
     }
 }
 
-static void begin_body(bt_inflater *z)
+void bt_inflate_begin_body(bt_inflater *z)
 {
     isal_inflate_reset(&z->deflate);
     z->deflate.crc_flag = ISAL_GZIP_NO_HDR; /* keep the CRC-32; the trailer is ours */
@@ -154,7 +119,7 @@ static void begin_body(bt_inflater *z)
 static void enter(bt_inflater *z, enum step step)
 {
     if (step == BODY)
-        begin_body(z);
+        bt_inflate_begin_body(z);
     else
         z->step = step;
 }
@@ -236,7 +201,7 @@ static int around(bt_inflater *z, struct span *s)
         if (gather(z, s, 2)) {
             if (((uint32_t)z->field[0] | (uint32_t)z->field[1] << 8) != (z->header_crc & 0xffff))
                 return BT_BAD_HEADER_CRC;
-            begin_body(z);
+            bt_inflate_begin_body(z);
         }
         return BT_OK;
     case TRAILER:
@@ -252,46 +217,65 @@ static int around(bt_inflater *z, struct span *s)
     return BT_INTERNAL;
 }
 
-/* ISA-L counts in 32 bits, signed in places. */
-static uint32_t bite(size_t nbytes) { return nbytes < (1u << 30) ? (uint32_t)nbytes : 1u << 30; }
-
-/* Deflate data, one call of ISA-L. *more: there may be more to do with what is at hand. */
-static int body(bt_inflater *z, struct span *in, uint8_t **out, size_t *out_nbytes, int *more)
+int bt_inflate_call(bt_inflater *z, struct span *in, uint8_t *out, size_t out_nbytes, size_t *made_nbytes)
 {
     struct inflate_state *d = &z->deflate;
-    uint32_t in_bite = bite(in->nbytes), out_bite = bite(*out_nbytes);
+    uint32_t in_bite = bite(in->nbytes), out_bite = bite(out_nbytes);
 
     d->next_in = (uint8_t *)(uintptr_t)in->p; /* it only reads; its interface lacks the const */
     d->avail_in = in_bite;
-    d->next_out = *out;
+    d->next_out = out;
     d->avail_out = out_bite;
     int answer = isal_inflate(d);
     if (answer != ISAL_DECOMP_OK)
         return BT_BAD_DEFLATE;
 
-    uint32_t used = in_bite - d->avail_in, made = out_bite - d->avail_out;
-    if (used > in_bite || made > out_bite)
+    *made_nbytes = out_bite - d->avail_out;
+    if (*made_nbytes > out_bite)
         return BT_INTERNAL;
+    /* At the end of deflate data, versions from 2.32.1 on give back what they read ahead, even if it came in an earlier call. */
+    size_t too_much = d->avail_in > in_bite ? d->avail_in - in_bite : 0;
+    size_t used = too_much > 0 ? 0 : in_bite - d->avail_in;
+    if (too_much > READ_AHEAD_NBYTES || (too_much > 0 && d->block_state != ISAL_BLOCK_FINISH))
+        return BT_INTERNAL;
+    z->ahead_at = 0;
+    z->ahead_end = too_much;
+    memcpy(z->ahead, z->recent + READ_AHEAD_NBYTES - too_much, too_much);
+    size_t fresh = used < READ_AHEAD_NBYTES ? used : READ_AHEAD_NBYTES;
+    memmove(z->recent, z->recent + fresh, READ_AHEAD_NBYTES - fresh);
+    memcpy(z->recent + READ_AHEAD_NBYTES - fresh, in->p + used - fresh, fresh);
     in->p += used;
     in->nbytes -= used;
+    return BT_OK;
+}
+
+int bt_inflate_end_body(bt_inflater *z)
+{
+    /* Bits of the last, half-used byte are dropped; whole bytes behind it are the trailer's. */
+    int bits = z->deflate.read_in_length;
+    if (bits < 0 || bits > 64 || (bits >= 8 && z->ahead_end > 0))
+        return BT_INTERNAL;
+    uint64_t rest = bits % 8 == 0 ? z->deflate.read_in : z->deflate.read_in >> bits % 8;
+    for (int i = 0; i < bits / 8; i++)
+        z->ahead[z->ahead_end++] = (uint8_t)(rest >> 8 * i);
+    z->step = TRAILER;
+    return BT_OK;
+}
+
+/* Deflate data, one call of ISA-L. *more: there may be more to do with what is at hand. */
+static int body(bt_inflater *z, struct span *in, uint8_t **out, size_t *out_nbytes, int *more)
+{
+    size_t before = in->nbytes, made = 0;
+    int result = bt_inflate_call(z, in, *out, *out_nbytes, &made);
+    if (result != BT_OK)
+        return result;
+    int stuck = in->nbytes > 0 && *out_nbytes > 0 && in->nbytes == before && made == 0;
     *out += made;
     *out_nbytes -= made;
-    z->member_nbytes += made;
-
-    if (d->block_state == ISAL_BLOCK_FINISH) {
-        /* Bits of the last, half-used byte are dropped; whole bytes behind it are the trailer's. */
-        int bits = d->read_in_length;
-        if (bits < 0 || bits > 64)
-            return BT_INTERNAL;
-        uint64_t rest = bits % 8 == 0 ? d->read_in : d->read_in >> bits % 8;
-        z->ahead_at = 0;
-        z->ahead_end = (size_t)bits / 8;
-        for (size_t i = 0; i < z->ahead_end; i++)
-            z->ahead[i] = (uint8_t)(rest >> 8 * i);
-        z->step = TRAILER;
-        return BT_OK;
-    }
-    if (in->nbytes > 0 && *out_nbytes > 0 && used == 0 && made == 0)
+    z->member_nbytes += (uint32_t)made;
+    if (z->deflate.block_state == ISAL_BLOCK_FINISH)
+        return bt_inflate_end_body(z);
+    if (stuck)
         return BT_INTERNAL; /* rather a failure than a caller that turns for ever */
     *more = in->nbytes > 0 && *out_nbytes > 0;
     return BT_OK;
@@ -299,10 +283,13 @@ static int body(bt_inflater *z, struct span *in, uint8_t **out, size_t *out_nbyt
 
 static int inflate(bt_inflater *z, struct span *in, uint8_t **out, size_t *out_nbytes)
 {
+    uint64_t end_nbytes = z->total_in_nbytes + in->nbytes;
     int result = BT_OK, more = 1;
     while (result == BT_OK && more) {
+        enum step before = z->step;
         if (z->step == BODY) {
-            result = body(z, in, out, out_nbytes, &more);
+            result = z->marker == NULL ? body(z, in, out, out_nbytes, &more)
+                                       : bt_marker_body(z, end_nbytes, in, out, out_nbytes, &more);
         } else if (z->ahead_at < z->ahead_end) {
             struct span ahead = {z->ahead + z->ahead_at, z->ahead_end - z->ahead_at};
             result = around(z, &ahead);
@@ -312,8 +299,14 @@ static int inflate(bt_inflater *z, struct span *in, uint8_t **out, size_t *out_n
         } else {
             more = 0;
         }
+        if (z->marker != NULL) {
+            if (z->step == BODY && before != BODY)
+                bt_marker_begin_body(z, end_nbytes - in->nbytes);
+            more = more && !bt_marker_waits(z->marker);
+        }
     }
-    z->starved = in->nbytes == 0 && (z->step != BODY || *out_nbytes > 0);
+    z->starved = in->nbytes == 0 && (z->step != BODY || *out_nbytes > 0) &&
+                 (z->marker == NULL || !bt_marker_waits(z->marker));
     return result;
 }
 
@@ -328,6 +321,10 @@ int bt_inflate(bt_inflater *z, const uint8_t *in, size_t in_nbytes, size_t *in_u
     uint8_t *out_at = out_nbytes > 0 ? out : nothing;
     size_t space = out_nbytes;
 
+    if (z->marker != NULL && bt_marker_waits(z->marker)) {
+        release(&z->busy);
+        return BT_NOT_DRAINED;
+    }
     if (z->failure == BT_OK)
         z->failure = inflate(z, &rest, &out_at, &space);
     int result = z->failure;
@@ -369,6 +366,8 @@ int bt_inflate_stat(bt_inflater *z, bt_inflate_info *info)
     info->finished = z->failure == BT_OK && finished(z);
     info->needs_input = z->failure == BT_OK && z->starved;
     info->failure = z->failure;
+    info->crc = z->step == BODY ? z->deflate.crc : 0;
+    info->member_nbytes = z->step == BODY ? z->member_nbytes : 0;
     release(&z->busy);
     return BT_OK;
 }

@@ -1,0 +1,433 @@
+/* gzindex.c - points in a gzip stream that it can be inflated from: found while it is inflated, and used.
+ *
+ * ISA-L does not stop between blocks, but it stops after the last one. So each block is passed off as the last: the bit that
+ * says so is set before ISA-L sees it. When ISA-L considers a stream finished, some versions drop the bits that they read
+ * ahead; it does so when all output was handed out, so one byte always seems to be waiting. Output goes through ISA-L's own
+ * buffer, the 32 KiB before and some 32 KiB more, which is what a point needs anyway.
+ *
+ * A block may be longer than points should be apart, even as long as the stream. Within a block a point is the block's
+ * header and the place of a symbol: whoever resumes has the header read first, which makes the tables.
+ *
+ * Of the 32 KiB before a point only that is kept which the next 32 KiB refer to; nothing later can. To find it, these are
+ * inflated twice more, with markers before them: byte i of the one window is the low half of i, of the other the high half.
+ * Where both runs give what the stream gave, it came from the stream; elsewhere the two bytes say where it came from. */
+#include "gzip.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define WINDOW_NBYTES BT_GZPOINT_WINDOW_NBYTES
+/* Compressed bytes for 32 KiB. More than that has useless blocks in it; then the rest of the window is kept as it is. */
+#define AFTER_NBYTES (40u << 10)
+/* The longest block header is 2,283 bits: 17, 19 * 3 for the code length code, and 316 lengths of 7 bits. */
+#define HEADER_NBYTES 296
+/* Room in ISA-L's buffer below which it is moved up rather than filled. */
+#define LITTLE_ROOM_NBYTES 4096
+
+/* A piece of the compressed stream. The low `skip_nbits` of its first byte are none of it. */
+struct tape {
+    unsigned skip_nbits;
+    size_t nbytes, room_nbytes;
+    uint8_t *bytes;
+};
+
+struct marker {
+    uint64_t spacing_nbytes;
+    /* of this stream, what was inflated so far, whether handed out or not */
+    uint64_t out_nbytes;
+    uint64_t last_in_nbytes, last_out_nbytes; /* where the last point is */
+    int any;                                  /* there was a point */
+    enum { NONE, RIPENING, WAITING } state;
+    bt_gzpoint point;
+    /* the block that is being read */
+    struct tape header; /* it, and what follows */
+    int begun;          /* its first bit was changed, having been ... */
+    int final;          /* ... this */
+    /* what comes after the point: compressed, and not */
+    struct tape after;
+    size_t follow_nbytes;
+    uint8_t header_bytes[HEADER_NBYTES], after_bytes[AFTER_NBYTES], follow[WINDOW_NBYTES];
+    struct inflate_state scratch;
+    uint8_t low[WINDOW_NBYTES], high[WINDOW_NBYTES], window[WINDOW_NBYTES];
+};
+
+static uint64_t low_bits(uint64_t value, unsigned nbits)
+{
+    return nbits >= 64 ? value : value & ((UINT64_C(1) << nbits) - 1);
+}
+
+/* ---- bits --------------------------------------------------------------------------------------------------- */
+
+static void record(struct tape *tape, const uint8_t *p, size_t nbytes)
+{
+    size_t room = tape->room_nbytes - tape->nbytes;
+    size_t take = nbytes < room ? nbytes : room;
+    memcpy(tape->bytes + tape->nbytes, p, take);
+    tape->nbytes += take;
+}
+
+/* Begins a tape with what ISA-L has read and not used. */
+static void record_ahead(struct tape *tape, const struct inflate_state *d)
+{
+    unsigned nbits = (unsigned)d->read_in_length, part = nbits % 8;
+    uint64_t bits = low_bits(d->read_in, nbits);
+
+    tape->nbytes = 0;
+    tape->skip_nbits = part > 0 ? 8 - part : 0;
+    if (part > 0)
+        tape->bytes[tape->nbytes++] = (uint8_t)(bits << tape->skip_nbits);
+    bits >>= part;
+    for (unsigned i = 0; i < nbits / 8; i++)
+        tape->bytes[tape->nbytes++] = (uint8_t)(bits >> 8 * i);
+    if (d->block_state == ISAL_BLOCK_HDR)
+        record(tape, d->tmp_in_buffer, (size_t)d->tmp_in_size);
+}
+
+/* The `nbits` (at most 8) from bit `at` of p on. */
+static unsigned bits_at(const uint8_t *p, size_t at, unsigned nbits)
+{
+    unsigned found = p[at / 8] >> at % 8;
+    if (nbits > 8 - at % 8)
+        found |= (unsigned)p[at / 8 + 1] << (8 - at % 8);
+    return (unsigned)low_bits(found, nbits);
+}
+
+/* Has d read a block's header: `nbits` from bit `at` of p on. 1 when it is read, and it was all of that. */
+static int read_header(struct inflate_state *d, const uint8_t *p, size_t at, size_t nbits)
+{
+    uint8_t whole[HEADER_NBYTES], nothing[1] = {0};
+    unsigned part = nbits % 8;
+
+    d->read_in = bits_at(p, at, part);
+    d->read_in_length = (int32_t)part;
+    at += part;
+    for (size_t i = 0; i < nbits / 8; i++)
+        whole[i] = (uint8_t)bits_at(p, at + 8 * i, 8);
+    d->next_in = whole;
+    d->avail_in = (uint32_t)(nbits / 8);
+    d->next_out = nothing;
+    d->avail_out = 0;
+    return isal_inflate(d) == ISAL_DECOMP_OK && d->block_state == ISAL_BLOCK_CODED && d->read_in_length == 0 &&
+           d->avail_in == 0;
+}
+
+static void reset(struct inflate_state *d)
+{
+    isal_inflate_reset(d);
+    d->crc_flag = ISAL_DEFLATE;
+}
+
+/* ---- points ------------------------------------------------------------------------------------------------- */
+
+/* How many bits the header of this block has, tried out: ISA-L does not say. 0: it is not all on the tape. */
+static size_t header_nbits(struct marker *m)
+{
+    size_t most = 8 * m->header.nbytes - m->header.skip_nbits;
+    if (most > 8 * (HEADER_NBYTES - 1))
+        most = 8 * (HEADER_NBYTES - 1);
+    for (size_t nbits = 3; nbits <= most; nbits++) {
+        reset(&m->scratch);
+        if (read_header(&m->scratch, m->header.bytes, m->header.skip_nbits, nbits))
+            return nbits;
+    }
+    return 0;
+}
+
+/* From a state to the beginning of what follows a point, with `window` before it. 1 if that can be. */
+static int prime(struct inflate_state *d, const bt_gzpoint *point, const uint8_t *window)
+{
+    if (point->header_nbits > 0 && !read_header(d, point->header, 0, point->header_nbits))
+        return 0;
+    memcpy(d->tmp_out_buffer, window, point->window_nbytes);
+    d->tmp_out_valid = d->tmp_out_processed = (int32_t)point->window_nbytes;
+    d->dict_length = point->window_nbytes;
+    d->read_in = low_bits(point->bits, point->nbits);
+    d->read_in_length = point->nbits;
+    return 1;
+}
+
+/* Inflates what follows the point with `window` before it, into out. How much came; at most follow_nbytes. */
+static size_t run(struct marker *m, const uint8_t *window, uint8_t *out)
+{
+    struct inflate_state *d = &m->scratch;
+    size_t first = m->after.skip_nbits > 0; /* the byte whose bits are the point's */
+
+    reset(d);
+    if (!prime(d, &m->point, window))
+        return 0;
+    d->next_in = m->after.bytes + first;
+    d->avail_in = (uint32_t)(m->after.nbytes - first);
+    d->next_out = out;
+    d->avail_out = (uint32_t)m->follow_nbytes;
+    if (isal_inflate(d) != ISAL_DECOMP_OK)
+        return 0;
+    return m->follow_nbytes - d->avail_out;
+}
+
+/* Leaves zeros in the point's window where nothing refers to. */
+static void prune(struct marker *m)
+{
+    bt_gzpoint *point = &m->point;
+    size_t size = point->window_nbytes, known;
+    uint8_t *used = m->window;
+
+    for (size_t i = 0; i < size; i++)
+        m->window[i] = (uint8_t)i;
+    known = run(m, m->window, m->low);
+    for (size_t i = 0; i < size; i++)
+        m->window[i] = (uint8_t)(i >> 8);
+    if (run(m, m->window, m->high) < known)
+        known = 0;
+
+    memset(used, 0, size);
+    for (size_t j = 0; j < known; j++) {
+        size_t i = (size_t)m->high[j] << 8 | m->low[j];
+        int own = m->low[j] == m->follow[j] && m->high[j] == m->follow[j];
+        /* a byte of the stream that looks like a marker may be one: then it is the same byte in the window too */
+        if (i < size && (!own || point->window[i] == m->follow[j]))
+            used[i] = 1;
+    }
+    /* What was not looked at refers to no more than 32 KiB before itself. A stream that ended refers to nothing. */
+    if (known < WINDOW_NBYTES && known < m->follow_nbytes) {
+        size_t lost = known + size > WINDOW_NBYTES ? known + size - WINDOW_NBYTES : 0;
+        memset(used + lost, 1, size - lost);
+    }
+    for (size_t i = 0; i < size; i++)
+        if (!used[i])
+            point->window[i] = 0;
+}
+
+/* Nothing that comes now refers to the point's window, or is seen any more. */
+static void ripen(struct marker *m, int ended)
+{
+    if (m->state != RIPENING)
+        return;
+    if (!ended && m->follow_nbytes < WINDOW_NBYTES)
+        return;
+    if (m->point.window_nbytes > 0)
+        prune(m);
+    m->state = WAITING;
+}
+
+/* A point at bit `in_nbits` of the stream, where m->out_nbytes have come out. */
+static void note(bt_inflater *z, uint64_t in_nbits, size_t nheader_bits)
+{
+    struct marker *m = z->marker;
+    struct inflate_state *d = &z->deflate;
+    bt_gzpoint *point = &m->point;
+    uint32_t valid = (uint32_t)d->tmp_out_valid, waiting = valid - (uint32_t)d->tmp_out_processed;
+
+    point->in_nbytes = (in_nbits + 7) / 8;
+    point->out_nbytes = m->out_nbytes;
+    point->nbits = (uint8_t)(8 * point->in_nbytes - in_nbits);
+    point->bits = (uint8_t)low_bits(d->read_in, point->nbits);
+    point->crc = crc32_gzip_refl(d->crc, d->tmp_out_buffer + d->tmp_out_processed, waiting);
+    point->member_nbytes = z->member_nbytes + waiting;
+    point->header_nbits = (uint32_t)nheader_bits;
+    memset(point->header, 0, sizeof(point->header));
+    for (size_t i = 0; i < nheader_bits; i++)
+        point->header[i / 8] |= (uint8_t)(bits_at(m->header.bytes, m->header.skip_nbits + i, 1) << i % 8);
+    point->window_nbytes = valid < WINDOW_NBYTES ? valid : WINDOW_NBYTES;
+    memcpy(point->window, d->tmp_out_buffer + (valid - point->window_nbytes), point->window_nbytes);
+
+    m->last_in_nbytes = point->in_nbytes;
+    m->last_out_nbytes = point->out_nbytes;
+    m->any = 1;
+    m->state = RIPENING;
+    m->follow_nbytes = 0;
+    record_ahead(&m->after, d);
+    if (point->window_nbytes == 0)
+        ripen(m, 1);
+}
+
+static int is_far(const struct marker *m, uint64_t in_nbits, uint64_t nbytes)
+{
+    return m->state == NONE && (m->out_nbytes - m->last_out_nbytes >= nbytes || in_nbits / 8 - m->last_in_nbytes >= nbytes);
+}
+
+void bt_marker_begin_body(bt_inflater *z, uint64_t in_nbytes)
+{
+    struct marker *m = z->marker;
+    m->begun = 0;
+    record_ahead(&m->header, &z->deflate);
+    /* needs no window, so it is worth having where another one would not be */
+    if (!m->any || is_far(m, 8 * in_nbytes, m->spacing_nbytes / 4))
+        note(z, 8 * in_nbytes, 0);
+}
+
+/* Hands out what waits in ISA-L's buffer. */
+static void hand_out(bt_inflater *z, uint8_t **out, size_t *out_nbytes)
+{
+    struct inflate_state *d = &z->deflate;
+    size_t n = (size_t)(d->tmp_out_valid - d->tmp_out_processed);
+
+    if (n > *out_nbytes)
+        n = *out_nbytes;
+    if (n == 0)
+        return;
+    memcpy(*out, d->tmp_out_buffer + d->tmp_out_processed, n);
+    d->crc = crc32_gzip_refl(d->crc, *out, n);
+    d->tmp_out_processed += (int32_t)n;
+    z->member_nbytes += (uint32_t)n;
+    *out += n;
+    *out_nbytes -= n;
+}
+
+/* Makes room behind the 32 KiB that may be referred to. Nothing waits. */
+static void make_room(struct inflate_state *d)
+{
+    if (d->tmp_out_valid <= (int32_t)(2 * WINDOW_NBYTES - LITTLE_ROOM_NBYTES))
+        return;
+    memmove(d->tmp_out_buffer, d->tmp_out_buffer + d->tmp_out_valid - WINDOW_NBYTES, WINDOW_NBYTES);
+    d->tmp_out_valid = d->tmp_out_processed = WINDOW_NBYTES;
+}
+
+/* Passes the block that begins off as the last; 0 when its first bit is not there yet. */
+static int begin_block(struct marker *m, struct inflate_state *d, struct span *in)
+{
+    if (d->read_in_length == 0) {
+        if (in->nbytes == 0)
+            return 0;
+        d->read_in = *in->p++;
+        d->read_in_length = 8;
+        in->nbytes--;
+    }
+    m->final = (int)(d->read_in & 1);
+    d->read_in |= 1;
+    m->begun = 1;
+    return 1;
+}
+
+/* Inflates into ISA-L's buffer, in which nothing waits: to the end of the block, of the input, or of the room. */
+static int fill(bt_inflater *z, uint64_t end_nbytes, struct span *in)
+{
+    struct marker *m = z->marker;
+    struct inflate_state *d = &z->deflate;
+    struct span before = *in;
+    uint8_t nothing[1] = {0};
+    size_t made = 0;
+
+    if (m->begun || begin_block(m, d, in)) {
+        d->tmp_out_processed -= 1;
+        int result = bt_inflate_call(z, in, nothing, 0, &made);
+        if (result != BT_OK)
+            return result;
+        d->tmp_out_processed += 1;
+    }
+    if (d->read_in_length < 0 || d->read_in_length > 64 || d->tmp_out_processed < 0 ||
+        d->tmp_out_processed > d->tmp_out_valid || d->tmp_out_valid > (int32_t)sizeof(d->tmp_out_buffer))
+        return BT_INTERNAL;
+
+    size_t fresh = (size_t)(d->tmp_out_valid - d->tmp_out_processed);
+    m->out_nbytes += fresh;
+    record(&m->header, before.p, before.nbytes - in->nbytes);
+    if (m->state == RIPENING) {
+        size_t room = WINDOW_NBYTES - m->follow_nbytes, take = fresh < room ? fresh : room;
+        memcpy(m->follow + m->follow_nbytes, d->tmp_out_buffer + d->tmp_out_processed, take);
+        m->follow_nbytes += take;
+        record(&m->after, before.p, before.nbytes - in->nbytes);
+    }
+    int at_end = d->block_state == ISAL_BLOCK_INPUT_DONE;
+    ripen(m, at_end && m->final);
+    uint64_t in_nbits = 8 * (end_nbytes - in->nbytes) - (uint64_t)d->read_in_length;
+    if (at_end && !m->final) {
+        d->block_state = ISAL_BLOCK_NEW_HDR;
+        m->begun = 0;
+        record_ahead(&m->header, d);
+        if (is_far(m, in_nbits, m->spacing_nbytes))
+            note(z, in_nbits, 0);
+    } else if (d->block_state == ISAL_BLOCK_CODED && is_far(m, in_nbits, 2 * m->spacing_nbytes)) {
+        note(z, in_nbits, header_nbits(m));
+    }
+    return BT_OK;
+}
+
+int bt_marker_body(bt_inflater *z, uint64_t end_nbytes, struct span *in, uint8_t **out, size_t *out_nbytes, int *more)
+{
+    struct marker *m = z->marker;
+    struct inflate_state *d = &z->deflate;
+
+    hand_out(z, out, out_nbytes);
+    if (d->tmp_out_processed < d->tmp_out_valid) {
+        *more = 0;
+        return BT_OK;
+    }
+    if (d->block_state == ISAL_BLOCK_INPUT_DONE)
+        return bt_inflate_end_body(z);
+    make_room(d);
+
+    size_t in_nbytes = in->nbytes;
+    uint64_t made_nbytes = m->out_nbytes;
+    int32_t ahead_nbits = d->read_in_length;
+    enum isal_block_state state = d->block_state;
+    int result = fill(z, end_nbytes, in);
+    if (result != BT_OK)
+        return result;
+    /* Input or bits read ahead went, something came, or a block ended. */
+    *more = in->nbytes != in_nbytes || m->out_nbytes != made_nbytes || d->read_in_length != ahead_nbits ||
+            d->block_state != state;
+    return *more || in->nbytes == 0 ? BT_OK : BT_INTERNAL;
+}
+
+/* ---- for the caller ----------------------------------------------------------------------------------------- */
+
+int bt_marker_waits(const struct marker *m) { return m->state == WAITING; }
+
+void bt_marker_free(struct marker *m) { free(m); }
+
+int bt_inflate_mark(bt_inflater *z, uint64_t spacing_nbytes)
+{
+    int result = BT_OK;
+    if (spacing_nbytes == 0 || spacing_nbytes > BT_GZPOINT_MAX_SPACING)
+        return BT_BAD_ARGUMENT;
+    if (!claim(&z->busy))
+        return BT_BUSY;
+    if (z->marker != NULL || z->total_in_nbytes > 0 || z->step != FIXED_HEADER || z->failure != BT_OK) {
+        result = BT_BAD_ARGUMENT;
+    } else if ((z->marker = calloc(1, sizeof(*z->marker))) == NULL) {
+        result = BT_NO_MEMORY;
+    } else {
+        struct marker *m = z->marker;
+        isal_inflate_init(&m->scratch);
+        m->spacing_nbytes = spacing_nbytes;
+        m->header = (struct tape){.bytes = m->header_bytes, .room_nbytes = sizeof(m->header_bytes)};
+        m->after = (struct tape){.bytes = m->after_bytes, .room_nbytes = sizeof(m->after_bytes)};
+    }
+    release(&z->busy);
+    return result;
+}
+
+int bt_inflate_point(bt_inflater *z, bt_gzpoint *point, int *found)
+{
+    if (!claim(&z->busy))
+        return BT_BUSY;
+    struct marker *m = z->marker;
+    *found = m != NULL && bt_marker_waits(m);
+    if (*found) {
+        *point = m->point;
+        m->state = NONE;
+    }
+    release(&z->busy);
+    return BT_OK;
+}
+
+int bt_inflate_resume(bt_inflater *z, const bt_gzpoint *point)
+{
+    if (point->nbits > 7 || point->window_nbytes > WINDOW_NBYTES || point->header_nbits > 8 * sizeof(point->header))
+        return BT_BAD_ARGUMENT;
+    if (!claim(&z->busy))
+        return BT_BUSY;
+    int result = BT_BAD_ARGUMENT;
+    if (z->marker == NULL && z->total_in_nbytes == 0 && z->step == FIXED_HEADER && z->failure == BT_OK) {
+        bt_inflate_begin_body(z);
+        if (prime(&z->deflate, point, point->window)) {
+            z->deflate.crc = point->crc;
+            z->member_nbytes = point->member_nbytes;
+            result = BT_OK;
+        } else {
+            result = z->failure = BT_BAD_DEFLATE;
+        }
+    }
+    release(&z->busy);
+    return result;
+}
