@@ -7,9 +7,19 @@ from datetime import UTC, datetime
 
 from blobtee.errors import InvalidArgument
 from blobtee.oci import Descriptor, Digest, Reference
+from blobtee.oci.annotations import (
+    CHUNKED_DIGEST,
+    CHUNKED_POSITION,
+    CHUNKED_TARSPLIT_POSITION,
+    INDEX_DIGEST,
+    INDEX_POSITION,
+    STARGZ_CHUNKED_DIGEST,
+    STARGZ_CHUNKED_POSITION,
+)
 from blobtee.oci.annotations import TOC_DIGEST as TOC_DIGEST
 from blobtee.oci.annotations import UNCOMPRESSED as UNCOMPRESSED
 from blobtee.oci.annotations import UNCOMPRESSED_SIZE as UNCOMPRESSED_SIZE
+from blobtee.oci.times import from_rfc3339 as from_rfc3339
 
 CREATED_AT = "buildkit/createdat"
 SOURCE = "containerd.io/distribution.source."
@@ -18,7 +28,18 @@ MEDIA_TYPE = "buildkit.io/blob/mediatype"
 ANNOTATION = "buildkit.io/blob/annotation."
 IS_ESTARGZ = "buildkit.io/compression/estargz"
 
-KEPT = (UNCOMPRESSED, TOC_DIGEST, UNCOMPRESSED_SIZE)
+KEPT = (
+    UNCOMPRESSED,
+    TOC_DIGEST,
+    UNCOMPRESSED_SIZE,
+    INDEX_DIGEST,
+    INDEX_POSITION,
+    CHUNKED_DIGEST,
+    CHUNKED_POSITION,
+    CHUNKED_TARSPLIT_POSITION,
+    STARGZ_CHUNKED_DIGEST,
+    STARGZ_CHUNKED_POSITION,
+)
 """Annotations that stay with a blob in the store; the others belong to the manifest they came in."""
 
 MAX_LABEL = 4096
@@ -99,21 +120,6 @@ def rfc3339(nanoseconds: int) -> str:
     seconds, fraction = divmod(nanoseconds, 1_000_000_000)
     text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     return text + (f".{fraction:09}".rstrip("0") if fraction else "") + "Z"
-
-
-def from_rfc3339(text: str) -> int | None:
-    """The moment in nanoseconds since the epoch; None when `text` is not one."""
-    head, dot, tail = text.partition(".")
-    digits = tail[: len(tail) - len(tail.lstrip("0123456789"))]
-    zone = tail[len(digits) :] if dot else ""
-    try:
-        moment = datetime.fromisoformat(head + zone)
-    except ValueError:
-        return None
-    if moment.tzinfo is None or (dot and not digits):
-        return None
-    delta = moment - datetime(1970, 1, 1, tzinfo=UTC)
-    return (delta.days * 86_400 + delta.seconds) * 1_000_000_000 + int(digits[:9].ljust(9, "0") or "0")
 
 
 def _spellings(host: str) -> tuple[str, ...]:

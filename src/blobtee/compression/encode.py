@@ -7,15 +7,15 @@ its own: so the bytes that come out do not depend on the number of threads, and 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import zstandard
 
 from blobtee.compression.seektable import SeekTable
 from blobtee.compression.types import Compression, Type
-from blobtee.core import gzip_member_bound, gzip_member_into
+from blobtee.core import Sha256, gzip_member_bound, gzip_member_into
 from blobtee.errors import Closed, InvalidArgument
 from blobtee.tasks import Ordered, check, usable_threads
 
@@ -23,20 +23,33 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 GZIP_PIECE = 1 << 20
-"""A member."""
-_ZSTD_PIECE_LOG = 22
-ZSTD_PIECE = 1 << _ZSTD_PIECE_LOG
-"""A frame. Its window is as large, which costs a decoder nothing: it knows the content's size."""
+"""What a member holds, if it packs to no more than `MAX_PACKED` bytes; else it is cut in two."""
+ZSTD_PIECE = 1 << 21
+"""The same of a frame. Its window is as large, which costs a decoder nothing: it knows the content's size."""
+MAX_PACKED = 896 << 10
+"""Who wants one small file of a layer reads a whole member or frame: with the index, that is to be a mebibyte."""
 
-# libzstd's own 3 has smaller tables and comes out 1 to 2 % larger. Frames of 4 MiB are then, beside klauspost's default
-# (1.20), at 97 % for site-packages and for binaries, at 99 % for Go's sources, at 100 to 101 % where much repeats at
-# more than 4 MiB (manual pages, several Go programs), which a window of 8 MiB sees. Frames of 1 MiB would take 2 to 5 %
-# more, of 8 MiB up to 4 % less; but who wants one file of a layer reads half a frame in vain.
-_ZSTD_TABLES = {3: {"hash_log": 18, "chain_log": 17}}
+# libzstd's own 3 has smaller tables and comes out 1 to 2 % larger. Frames of 2 MiB are then, beside klauspost's default
+# (1.20), at 98 % for site-packages, for binaries and for Python's library, at 100 % for Go's sources, and above that
+# only where much repeats at a distance that a window of 8 MiB sees: at 108 % for a tree of manual pages, icons and
+# documents that are gzips already. Frames of 4 MiB would take 0.5 to 2.5 % less; but one of binaries packs to 1.4 MiB.
+_ZSTD_TABLES = {3: {"hash_log": 19, "chain_log": 18}}
 
 _AHEAD = 1
 
 Write = Callable[[memoryview], object]
+
+
+class Packed(NamedTuple):
+    """A member or frame that was made: how many bytes it holds and takes, and its SHA-256."""
+
+    nbytes: int
+    packed_nbytes: int
+    digest: bytes
+
+
+Index = Callable[[Sequence[Packed]], bytes]
+"""Makes what is embedded behind all members or frames, in a form that decoders pass over; may be nothing."""
 
 # For Go's level n: the least level of libdeflate whose members of 1 MiB came out no larger, on each of five tars of 97
 # to 168 MB (site-packages; /usr/bin with gcc; Python's library; documents, manual pages, icons; Go's sources), with Go
@@ -99,7 +112,9 @@ class Encoder(ABC):
         self.close()
 
 
-def encoder(compression: Compression, write: Write, *, threads: int | None = None) -> Encoder:
+def encoder(
+    compression: Compression, write: Write, *, threads: int | None = None, index: Index | None = None
+) -> Encoder:
     """An encoder that gives what `compression` makes of the bytes written to it to `write`, piece by piece, in order.
 
     `write` is called from within `Encoder.write` and `finish`. It must take all it is given, and copy what it wants to
@@ -107,7 +122,9 @@ def encoder(compression: Compression, write: Write, *, threads: int | None = Non
 
     gzip: members of `GZIP_PIECE` bytes that say their own length (`core.gzip_member`); no larger than what Go's
     compress/gzip makes at that level. zstd: frames of `ZSTD_PIECE` bytes with size and checksum, and a seek table at
-    the end. `threads` counts the caller's; None is as many as there are processors, within reason.
+    the end. Data that hardly packs is cut smaller (`MAX_PACKED`). `threads` counts the caller's; None is as
+    many as there are processors, within reason. `index`, if given, is called once by `finish` and says what comes
+    behind the last piece, before a seek table; plain tars have no place for it, and it is not called.
 
     `InvalidArgument` for eStargz, which is made of files and not of bytes (`conversion`), and for less than one thread.
     """
@@ -116,9 +133,9 @@ def encoder(compression: Compression, write: Write, *, threads: int | None = Non
     if compression.type is Type.UNCOMPRESSED:
         return _Plain(write)
     if compression.type is Type.GZIP and level is not None:
-        return _Pieces(_Gzip(level), write, threads)
+        return _Pieces(_Gzip(level), write, threads, index)
     if compression.type is Type.ZSTD and level is not None:
-        return _Pieces(_Zstd(level), write, threads)
+        return _Pieces(_Zstd(level), write, threads, index)
     raise InvalidArgument(f"{compression.type.value} is not packed byte by byte; use a Packer")
 
 
@@ -146,9 +163,9 @@ class _Codec(Protocol):
         """The packed piece, in memory that is not touched before `done`."""
 
     def done(self, packed: memoryview, nbytes: int) -> None:
-        """`packed`, made of `nbytes` bytes, was delivered."""
+        """`packed`, made of `nbytes` bytes, was delivered, or is not wanted."""
 
-    def tail(self) -> bytes:
+    def tail(self, pieces: Sequence[Packed]) -> bytes:
         """What comes after the last piece."""
 
 
@@ -169,7 +186,7 @@ class _Gzip:
     def done(self, packed: memoryview, nbytes: int) -> None:
         self._buffers.append(memoryview(packed.obj))
 
-    def tail(self) -> bytes:
+    def tail(self, pieces: Sequence[Packed]) -> bytes:
         return b""
 
 
@@ -179,7 +196,6 @@ class _Zstd:
     def __init__(self, level: int) -> None:
         self._level = level
         self._compressors: list[zstandard.ZstdCompressor] = []
-        self._table = SeekTable()
 
     def pack(self, piece: memoryview) -> memoryview:
         try:
@@ -187,7 +203,7 @@ class _Zstd:
         except IndexError:
             parameters = zstandard.ZstdCompressionParameters(
                 compression_level=self._level,
-                window_log=_ZSTD_PIECE_LOG,
+                window_log=ZSTD_PIECE.bit_length() - 1,
                 **_ZSTD_TABLES.get(self._level, {}),
                 write_checksum=True,
                 write_content_size=True,
@@ -198,18 +214,30 @@ class _Zstd:
         return memoryview(packed)
 
     def done(self, packed: memoryview, nbytes: int) -> None:
-        self._table.add(len(packed), nbytes)
+        pass
 
-    def tail(self) -> bytes:
-        return self._table.to_bytes()
+    def tail(self, pieces: Sequence[Packed]) -> bytes:
+        table = SeekTable()
+        for piece in pieces:
+            table.add(piece.packed_nbytes, piece.nbytes)
+        return table.to_bytes()
+
+
+class _Made(NamedTuple):
+    """A piece of the input, and what became of it."""
+
+    piece: memoryview
+    packed: list[tuple[memoryview, Packed]]
 
 
 class _Pieces(Encoder):
-    def __init__(self, codec: _Codec, consume: Write, threads: int) -> None:
+    def __init__(self, codec: _Codec, consume: Write, threads: int, index: Index | None) -> None:
         super().__init__(consume)
         self._codec = codec
+        self._index = index
+        self._made: list[Packed] = []
         self._most = threads + _AHEAD if threads > 1 else 0
-        self._ordered: Ordered[tuple[memoryview, memoryview]] = Ordered(threads, name="blobtee-encoder")
+        self._ordered: Ordered[_Made] = Ordered(threads, name="blobtee-encoder")
         self._free: list[memoryview] = []
         self._piece: memoryview | None = None
         self._filled = 0
@@ -233,19 +261,30 @@ class _Pieces(Encoder):
         piece = whole[: self._filled]
         self._piece, self._filled = None, 0
         self._cut += 1
-        self._ordered.put(lambda: (piece, self._codec.pack(piece)))
+        self._ordered.put(lambda: _Made(piece, self._pack(piece)))
         while len(self._ordered) > self._most:
             self._deliver()
 
+    def _pack(self, piece: memoryview) -> list[tuple[memoryview, Packed]]:
+        packed = self._codec.pack(piece)
+        if len(packed) > MAX_PACKED and len(piece) > MAX_PACKED:
+            self._codec.done(packed, len(piece))
+            half = len(piece) // 2
+            return self._pack(piece[:half]) + self._pack(piece[half:])
+        digest = Sha256(packed).digest() if self._index is not None else b""
+        return [(packed, Packed(len(piece), len(packed), digest))]
+
     def _deliver(self) -> None:
         check()
-        piece, packed = self._ordered.take()
-        # What the consumer keeps in spite of all is an error then, and not other bytes than it was given.
-        with packed[:] as lent:
-            self._consume(lent)
-        self._codec.done(packed, len(piece))
-        if len(piece) == self._codec.piece_nbytes:
-            self._free.append(piece)
+        made = self._ordered.take()
+        for packed, facts in made.packed:
+            # What the consumer keeps in spite of all is an error then, and not other bytes than it was given.
+            with packed[:] as lent:
+                self._consume(lent)
+            self._codec.done(packed, facts.nbytes)
+            self._made.append(facts)
+        if len(made.piece) == self._codec.piece_nbytes:
+            self._free.append(made.piece)
 
     def _finish(self) -> None:
         # Nothing at all is packed as an empty piece: no bytes would be no stream.
@@ -253,10 +292,11 @@ class _Pieces(Encoder):
             self._send()
         while self._ordered:
             self._deliver()
-        tail = self._codec.tail()
-        if tail:
-            with memoryview(tail) as lent:
-                self._consume(lent)
+        index = self._index(self._made) if self._index is not None else b""
+        for tail in (index, self._codec.tail(self._made)):
+            if tail:
+                with memoryview(tail) as lent:
+                    self._consume(lent)
         self.close()
 
     def close(self) -> None:

@@ -59,7 +59,7 @@ def footer(toc_offset: int) -> bytes:
 
 
 def _checked_toc_offset(reader: _Readable) -> int | None:
-    offset = _toc_offset(reader)
+    offset = toc_offset(reader.read_at(max(0, reader.size - FOOTER_NBYTES), FOOTER_NBYTES))
     if offset is None or offset >= reader.size:
         return None
     head = bytearray(_TAR_BLOCK)
@@ -72,8 +72,10 @@ def _checked_toc_offset(reader: _Readable) -> int | None:
     return offset if is_table else None
 
 
-def _toc_offset(reader: _Readable) -> int | None:
-    end = reader.read_at(max(0, reader.size - FOOTER_NBYTES), FOOTER_NBYTES)
+def toc_offset(suffix: bytes) -> int | None:
+    """Where the footer at the end of `suffix`, the blob's last bytes, says that the table begins; None when it is none.
+    Either kind of footer is `FOOTER_NBYTES` long at most."""
+    end = suffix[-FOOTER_NBYTES:]
     if len(end) == FOOTER_NBYTES and end[:4] == _GZIP_WITH_EXTRA and end[10:16] == b"\x1a\x00" + _SUBFIELD:
         return _hex(end[16:38])
     # Before it became a subfield as RFC 1952 wants it, the payload was all of the extra field.

@@ -46,7 +46,7 @@ class SizedFrames:
         del frame[whole:]
         return Part(frame, header.content_nbytes)
 
-    def unpack(self, packed: bytes | bytearray, out: memoryview) -> None:
+    def unpack(self, packed: bytes | bytearray | memoryview, out: memoryview) -> None:
         decompressor = self._idle.pop() if self._idle else zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
         try:
             # Into a buffer that is large enough, libzstd decodes a whole frame directly.
@@ -61,6 +61,19 @@ class SizedFrames:
 
     def stream(self, feed: Feed, parts: int) -> Unzstd:
         return Unzstd(feed)
+
+
+def is_one_frame(packed: memoryview) -> bool:
+    """Whether the bytes of `packed` are one frame, from its magic number to its checksum, that needs no dictionary. Its
+    blocks are followed, not decoded."""
+    header = frame_header(bytes(packed[:MAX_HEADER_NBYTES]))
+    if header is None or header.window_nbytes > MAX_WINDOW:
+        return False
+    try:
+        end, last = follow_blocks(packed, header.nbytes)
+    except CorruptData:
+        return False
+    return last and end + header.checksum_nbytes == len(packed)
 
 
 def _skip(feed: Feed, head: bytes) -> bool:

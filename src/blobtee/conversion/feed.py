@@ -65,6 +65,20 @@ class Feed:
         self._current = self._current[n:]
         return data
 
+    def skip(self, n: int) -> int:
+        """Pass over up to `n` bytes; how many there were, 0 only at the end."""
+        if not self._current:
+            self._current = memoryview(self._next())
+        skipped = min(n, len(self._current))
+        self._current = self._current[skipped:]
+        return skipped
+
+    def drain(self) -> None:
+        """Read to the end, and forget."""
+        self._current = memoryview(b"")
+        while self._next():
+            pass
+
     def _next(self) -> bytes:
         with self._changed:
             while not self._pieces and not self._ended:

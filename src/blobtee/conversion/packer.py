@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from blobtee.compression import Compression, Encoder, Type, encoder
+from blobtee.compression import Compression, Type, encoder
+from blobtee.compression.encode import Packed as PackedPiece
 from blobtee.conversion.estargz import EstargzWriter
+from blobtee.conversion.lister import Lister
 from blobtee.core import Sha256
-from blobtee.oci import Digest
+from blobtee.oci import Compressed, Digest, layer_compression
 from blobtee.oci.annotations import TOC_DIGEST, UNCOMPRESSED, UNCOMPRESSED_SIZE
+from blobtee.seeking import spanindex
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -23,7 +26,7 @@ class Packed:
 
     `content_diff_id` and `content_size` are of the tar that was put in; `diff_id` and `size` of what decompressing the
     blob gives, which is the same but for eStargz, whose table of contents is an entry more. `annotations` are the
-    layer's (`spec/remote.md` section 5); the diff id is always among them.
+    layer's (`spec/remote.md` section 5); the diff id is always among them, and what tells of a table of contents.
     """
 
     diff_id: Digest
@@ -48,7 +51,7 @@ class Packer:
         if compression.type is Type.ESTARGZ:
             self._way = _Estargz(EstargzWriter(write, level=compression.effective_level or 0, threads=threads))
         else:
-            self._way = _Bytes(encoder(compression, write, threads=threads))
+            self._way = _Bytes(compression, write, threads)
 
     def write(self, data: Buffer) -> int:
         """Append all of `data`, which may be changed afterwards; its length in bytes."""
@@ -78,22 +81,45 @@ class _Way(Protocol):
 
 
 class _Bytes:
-    """The types that know nothing of tars."""
+    """The types that know nothing of tars, but for the index that is put behind: it tells where in them files are."""
 
-    def __init__(self, to: Encoder) -> None:
-        self._encoder = to
+    def __init__(self, compression: Compression, write: Callable[[Buffer], object], threads: int | None) -> None:
+        self._form = layer_compression(compression.type.media_type)
+        self._lister = Lister() if self._form is not Compressed.NONE else None
+        self._encoder = encoder(
+            compression, write, threads=threads, index=self._index if self._lister is not None else None
+        )
         self._hasher = Sha256()
-        self.close = to.close
+        self._told: Mapping[str, str] = {}
 
     def write(self, data: Buffer) -> int:
         # The encoder's threads pack what came before while this one hashes.
         self._hasher.update(data)
+        if self._lister is not None:
+            self._lister.write(data)
         return self._encoder.write(data)
 
     def finish(self) -> Packed:
         self._encoder.finish()
         digest, size = Digest(f"sha256:{self._hasher.hexdigest()}"), self._hasher.nbytes
-        return Packed(digest, size, digest, size, {UNCOMPRESSED: digest})
+        return Packed(digest, size, digest, size, {UNCOMPRESSED: digest, **self._told})
+
+    def close(self) -> None:
+        try:
+            self._encoder.close()
+        finally:
+            if self._lister is not None:
+                self._lister.close()
+
+    def _index(self, pieces: Sequence[PackedPiece]) -> bytes:
+        """What comes behind the pieces; nothing for a blob that is read at once anyway, and for what is no tar."""
+        assert self._lister is not None
+        entries = self._lister.finish()
+        if entries is None or sum(piece.packed_nbytes for piece in pieces) < spanindex.MIN_BLOB:
+            return b""
+        made = spanindex.make(pieces, entries, self._form)
+        self._told = made.annotations
+        return made.data
 
 
 class _Estargz:

@@ -1,4 +1,4 @@
-"""An image as a tree of files, read by streaming its layers from the top."""
+"""An image as a tree of files: layers are opened from the top, and only what is asked for is read where that can be."""
 
 from blobtee.image.image import Image
 from blobtee.image.index import MAX_ENTRIES, Node

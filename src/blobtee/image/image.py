@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 from blobtee.cache import Ref
-from blobtee.content.api import Provider, Store
+from blobtee.content import PartialProvider, Provider, Store, Trust
 from blobtee.image.index import Node
 from blobtee.image.tree import ContentFile, Tree
 from blobtee.oci import Config, Descriptor, Manifest, Platform
@@ -17,7 +17,8 @@ from blobtee.oci import Config, Descriptor, Manifest, Platform
 class Image:
     """One platform's image. `descriptor` is the manifest's; `ref` has its layers (None for an image without any).
 
-    Reading files unlazies the layers that are needed, from the top, and no others. Release it with `close()` or as a
+    Reading files unlazies the layers that are needed, from the top, and no others; with a `trust` of less than `BLOB`
+    it brings only the parts that are needed, where that can be (`docs/formats.md`). Release it with `close()` or as a
     context manager.
     """
 
@@ -29,26 +30,49 @@ class Image:
     store: Store
     platform: Platform | None = None
 
-    @cached_property
+    _trees: dict[Trust, Tree] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+
+    @property
     def tree(self) -> Tree:
-        """The merged tree of all layers. What it learns of a layer is kept as long as the image."""
+        """The merged tree of all layers, with the trust that is the default."""
+        return self.tree_of(Trust.BLOB)
+
+    def tree_of(self, trust: Trust | str) -> Tree:
+        """The merged tree of all layers; what it gives satisfies `trust`. What it learns of a layer is kept as long as
+        the image. `InvalidArgument`: no such trust."""
+        trust = Trust.parse(trust)
+        with self._lock:
+            if trust not in self._trees:
+                self._trees[trust] = self._new_tree(trust)
+            return self._trees[trust]
+
+    def _new_tree(self, trust: Trust) -> Tree:
         if self.ref is None:
-            return Tree(self.manifest.layers, self.store)
+            return Tree(self.manifest.layers, self.store, trust)
         remote = self.ref.get_remote()
-        provider: Provider = remote.provider
-        return Tree(remote.descriptors, provider)
+        provider: Provider | PartialProvider = remote.provider
+        # What the store knows of a blob may come from the manifest of some other image.
+        told = {layer.digest: layer.annotations for layer in self.manifest.layers}
+        layers = [replace(desc, annotations=told.get(desc.digest, {})) for desc in remote.descriptors]
+        return Tree(layers, provider, trust)
 
-    def lookup(self, path: str) -> Node:
+    def lookup(self, path: str, *, trust: Trust | str = Trust.BLOB) -> Node:
         """See `Tree.lookup`."""
-        return self.tree.lookup(path)
+        return self.tree_of(trust).lookup(path)
 
-    def walk(self, path: str = "/") -> Iterator[Node]:
+    def walk(self, path: str = "/", *, trust: Trust | str = Trust.BLOB) -> Iterator[Node]:
         """See `Tree.walk`."""
-        return self.tree.walk(path)
+        return self.tree_of(trust).walk(path)
 
-    def open(self, path: str) -> ContentFile:
-        """See `Tree.open`."""
-        return self.tree.open(path)
+    def open(self, path: str, *, trust: Trust | str = Trust.BLOB) -> ContentFile:
+        """See `Tree.open`. With `"attested"` only what the file is made of is brought, from layers with a table of
+        contents that the manifest knows; `ContentFile.trust` says what it came to."""
+        return self.tree_of(trust).open(path)
+
+    def prefetch(self, paths: Iterable[str], *, trust: Trust | str = Trust.ATTESTED) -> int:
+        """See `Tree.prefetch`."""
+        return self.tree_of(trust).prefetch(paths)
 
     def close(self) -> None:
         """Release the ref. A second call does nothing."""

@@ -4,39 +4,44 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from blobtee.compression import decompress, detect
-from blobtee.content.api import Provider, ReaderAt
+from blobtee.content import PartialProvider, Provider, ReaderAt, Trust
 from blobtee.errors import Closed, CorruptData, InvalidArgument
-from blobtee.image.index import Builder, LayerIndex, Node, bounded, parts
+from blobtee.image.index import Builder, LayerIndex, Node, parts
+from blobtee.image.prefetch import prefetch
+from blobtee.image.reading import LayerReader
 from blobtee.image.view import View, replay
-from blobtee.layers import Entry, EntryType, ExpandedFile, entries
-from blobtee.oci import Compressed, Descriptor
+from blobtee.layers import Entry, EntryType
+from blobtee.oci import Descriptor
 from blobtee.tasks import SingleFlight, check
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-_SKIP = 1 << 20
-
 
 class Tree:
     """Paths are those inside the image, `/` in front or not. Thread-safe.
 
-    A layer's table of contents is read once, by streaming the layer whole, and kept as long as the tree: about 500
-    bytes for each of its files. Errors of any method: `CorruptData` and `TooLarge` for a layer that is not a sound tar
-    within the bounds of `image.index`; `UnsupportedMediaType`; and whatever `provider` raises when it brings a layer.
+    What a layer holds is read once and kept as long as the tree: about 500 bytes for each of its files. With
+    `Trust.BLOB` it is read off the layer's tar, which takes the whole layer; with less it may be told by the layer's
+    own table of contents (`image.reading`), and only what is asked for has to be brought. Errors of any method:
+    `CorruptData` and `TooLarge` for a layer that is not a sound tar within the bounds of `image.index`;
+    `UnsupportedMediaType`; and whatever `provider` raises when it brings a layer.
     """
 
-    def __init__(self, layers: Sequence[Descriptor], provider: Provider) -> None:
-        """`layers` are base to top; `provider` reads them."""
+    def __init__(
+        self, layers: Sequence[Descriptor], provider: Provider | PartialProvider, trust: Trust = Trust.BLOB
+    ) -> None:
+        """`layers` are base to top; `provider` reads them; nothing of less than `trust` is given. The descriptors'
+        annotations are believed when `trust` is less than `BLOB`: they have to be those of the image's manifest."""
         self.layers = tuple(layers)
-        self._provider = provider
+        self.trust = trust
+        self._readers = [LayerReader(desc, provider, trust) for desc in self.layers]
         self._lock = threading.Lock()
         self._raw: dict[int, LayerIndex] = {}
-        self._entries: dict[int, list[Entry]] = {}
+        self._entries: dict[int, Sequence[Entry]] = {}
         self._settled: dict[int, LayerIndex] = {}
         self._reading: SingleFlight[int, LayerIndex] = SingleFlight()
         self._settling: SingleFlight[int, LayerIndex] = SingleFlight()
@@ -92,26 +97,26 @@ class Tree:
         """The content of a file that this tree gave; as `open`."""
         if node.type is not EntryType.FILE or node.layer is None:
             raise InvalidArgument(f"/{node.path[:200]} is a {node.type.value}, not a file")
-        desc = self.layers[node.layer]
-        reader = self._provider.reader_at(desc)
+        layer = self._readers[node.layer].layer()
+        reader = layer.reader()
         try:
-            return ContentFile(node, reader, self._content(node, desc, reader))
+            trust = min(layer.contents.trust(reader.trust), *self._told(), key=lambda trust: trust.rank)
+            return ContentFile(node, reader, layer.contents.open(reader, node.entry), trust)
         except BaseException:
             reader.close()
             raise
 
-    def _content(self, node: Node, desc: Descriptor, reader: ReaderAt) -> io.RawIOBase:
-        entry = node.entry
-        if detect(reader.read_at(0, 4)) is Compressed.NONE:
-            stream = reader.open(entry.offset)
-        else:
-            stream = decompress(reader.open(), desc.media_type)
-            try:
-                _skip(stream, entry.offset)
-            except BaseException:
-                stream.close()
-                raise
-        return stream if entry.sparse is None else ExpandedFile(stream, entry.sparse, entry.size)
+    def prefetch(self, paths: Iterable[str]) -> int:
+        """Have the provider bring what the files at `paths` are made of, and those below directories; how many bytes of
+        blobs that is. What is near each other is asked for at once. A path that is not there is passed over; errors
+        else as for `lookup`."""
+        return prefetch(self, self._readers, paths)
+
+    def _told(self) -> list[Trust]:
+        """How far the lists of the layers opened so far are proven: any of them may have had a say in what is where."""
+        with self._lock:
+            opened = list(self._raw)
+        return [self._readers[number].layer().contents.told for number in opened]
 
     def _direct(self, path: str) -> Node | None:
         """A file of the topmost layer that has something below the path's first directory, when it has this very path
@@ -170,13 +175,12 @@ class Tree:
             known = self._raw.get(number)
         if known is not None:
             return known
-        desc = self.layers[number]
         builder = Builder(number)
-        kept: list[Entry] = []
-        with self._provider.reader_at(desc) as reader, decompress(reader.open(), desc.media_type) as stream:
-            for entry in bounded(entries(stream)):
-                builder.add(entry)
-                kept.append(entry)
+        kept = self._readers[number].layer().contents.entries
+        for position, entry in enumerate(kept):
+            if position % 1024 == 0:
+                check()
+            builder.add(entry)
         with self._lock:
             self._raw[number] = builder.index
             if not builder.index.is_plain:
@@ -187,14 +191,16 @@ class Tree:
 class ContentFile(io.RawIOBase):
     """The content of one file, read once and in order; `size` bytes in all. For one thread.
 
-    `CorruptData` when the layer ends too early. Closing it closes all below it.
+    `trust` says how far its bytes are proven, and that they belong to this path. `CorruptData` when the layer ends too
+    early. Closing it closes all below it.
     """
 
-    def __init__(self, node: Node, reader: ReaderAt, stream: io.RawIOBase) -> None:
+    def __init__(self, node: Node, reader: ReaderAt, stream: io.RawIOBase, trust: Trust) -> None:
         """Owns `reader` and `stream`, which is at the first byte."""
         super().__init__()
         self.node = node
         self.size = node.size
+        self.trust = trust
         self._reader = reader
         self._stream = stream
         self._left = node.size
@@ -237,15 +243,3 @@ def _file_at(index: LayerIndex, path: str) -> Node | None:
         place = child
     node = place.node
     return Node(path, node.entry, node.layer) if node is not None and node.type is EntryType.FILE else None
-
-
-def _skip(stream: io.RawIOBase, nbytes: int) -> None:
-    scratch = bytearray(min(nbytes, _SKIP))
-    with memoryview(scratch) as view:
-        while nbytes:
-            check()
-            with view[: min(nbytes, len(view))] as part:
-                n = stream.readinto(part)
-            if not n:
-                raise CorruptData("the layer ends before the file")
-            nbytes -= n

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from blobtee.errors import CorruptData, NotFound, TooLarge
 from blobtee.image.index import LayerIndex, Node, Place, implied_directory, parent, parts
@@ -133,7 +133,7 @@ class View:
             raise NotFound(f"{path[:200]}: {node.path[:200]} is a {node.type.value}, not a directory")
 
 
-def replay(index_of: Callable[[int], LayerIndex], number: int, entries: list[Entry]) -> LayerIndex:
+def replay(index_of: Callable[[int], LayerIndex], number: int, entries: Sequence[Entry]) -> LayerIndex:
     """The index of a layer whose files lie in directories that it does not mention itself.
 
     Such a directory may be a symbolic link in a lower layer (`lib/x` over `lib -> usr/lib`), and unpacking follows it.

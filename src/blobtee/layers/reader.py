@@ -45,11 +45,12 @@ _Pairs = list[tuple[str, bytes]]
 def entries(stream: BinaryIO | io.RawIOBase) -> Iterator[Entry]:
     """The entries of the tar that `stream` gives from its position on, in order.
 
-    Only `read(n)` and `readinto` of the stream are used, and short reads are fine. It is read up to the end-of-archive
-    mark, or to its end when the mark is missing, and is left open; up to `tarstream.WINDOW` bytes more have been read
-    from one that cannot seek back. `CorruptData`: a wrong checksum, a tar that breaks
-    off, a path that leads out of the layer. `TooLarge`: an extended header beyond `MAX_EXTENDED`. `Unimplemented`: a
-    part of a multi-volume archive. Errors of the stream's own, when they are ours, pass through.
+    Only `read(n)`, `readinto` and, to pass over what nobody asked for, `skip(n)` of the stream are used (see
+    `tarstream.Source`), and short reads are fine. It is read up to the end-of-archive mark, or to its end when the
+    mark is missing, and is left open; up to `tarstream.WINDOW` bytes more have been read from one that cannot seek
+    back. `CorruptData`: a wrong checksum, a tar that breaks off, a path that leads out of the layer. `TooLarge`: an
+    extended header beyond `MAX_EXTENDED`. `Unimplemented`: a part of a multi-volume archive. Errors of the stream's
+    own, when they are ours, pass through.
     """
     return _Reader(stream).entries()
 

@@ -29,6 +29,9 @@ def drain(stream: BinaryIO | io.RawIOBase) -> None:
 class Source:
     """Reads of a stream that counts where it is: `position` is bytes from where it was at first.
 
+    A stream that has `skip(n)` passes over `n` bytes so, and returns how many there were, 0 only at its end; one of
+    ours, it raises errors of ours. Others are read.
+
     `held` are the stream's bytes from `held_from` on; the position may be past their end, which is where the stream
     itself is then.
     """
@@ -36,6 +39,7 @@ class Source:
     def __init__(self, stream: BinaryIO | io.RawIOBase) -> None:
         self._stream = stream
         self._readinto: Callable[[memoryview], int | None] | None = getattr(stream, "readinto", None)
+        self._skip: Callable[[int], int] | None = getattr(stream, "skip", None)
         self._failure: BlobteeError | None = None
         self.position = 0
         self.held = b""
@@ -102,7 +106,11 @@ class Source:
         while self.position < position:
             check()
             before = self.position
-            self.read(min(position - before, _SKIP))
+            if self._skip is None or self._failure is not None:
+                self.read(min(position - before, _SKIP))
+            else:
+                # Nothing is held any more, so the stream itself is at the position.
+                self.position += self._skip(position - before)
             if self.position == before:
                 if position - before > padded:
                     raise CorruptData("the tar ends within a file")

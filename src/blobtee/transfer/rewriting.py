@@ -22,6 +22,8 @@ _STALE = (
     "containerd.io/uncompressed",
     "io.containers.estargz.",
     "io.github.containers.zstd-chunked.",
+    "io.containers.zstd-chunked.",
+    "dev.blobtee.index.",
 )
 _INTERNAL = ("containerd.io/uncompressed", "containerd.io/distribution.source.", "buildkit/")
 

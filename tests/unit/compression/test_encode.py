@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import random
 import struct
 import subprocess
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import zstandard
 
 from blobtee.compression import Compression, Encoder, decompress, encoder
-from blobtee.compression.encode import GZIP_PIECE, ZSTD_PIECE
+from blobtee.compression.encode import GZIP_PIECE, MAX_PACKED, ZSTD_PIECE, Packed
 from blobtee.core import SIZED_HEADER_NBYTES, sized_member_nbytes
 from blobtee.errors import Cancelled, Closed, InvalidArgument, StorageFull
 from blobtee.tasks import scope
@@ -76,14 +78,50 @@ def test_nothing_is_a_valid_stream_of_nothing(kind: str) -> None:
 
 
 def test_gzip_is_members_that_say_their_length() -> None:
-    packed, at, lengths = pack("gzip"), 0, []
+    text = DATA[3 << 20 :]
+    packed, at, lengths = pack("gzip", text), 0, []
     while at < len(packed):
         assert packed[at + 4 : at + 10] == b"\0\0\0\0\0\xff"  # no time, no system
         nbytes = sized_member_nbytes(packed[at : at + SIZED_HEADER_NBYTES])
         assert nbytes is not None
         lengths.append(len(gzip.decompress(packed[at : at + nbytes])))
         at += nbytes
-    assert lengths == [GZIP_PIECE] * (len(DATA) // GZIP_PIECE) + [len(DATA) % GZIP_PIECE]
+    assert lengths == [GZIP_PIECE] * (len(text) // GZIP_PIECE) + [len(text) % GZIP_PIECE]
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_what_hardly_packs_is_cut_smaller(kind: str) -> None:
+    told: list[Packed] = []
+
+    def index(pieces: Sequence[Packed]) -> bytes:
+        told.extend(pieces)
+        return b""
+
+    out = bytearray()
+    with encoder(Compression(kind), out.extend, index=index) as packer:
+        packer.write(DATA)
+        packer.finish()
+    assert bytes(out) == pack(kind)
+    assert max(piece.packed_nbytes for piece in told) <= MAX_PACKED
+    assert sum(piece.nbytes for piece in told) == len(DATA)
+    assert {piece.nbytes for piece in told[:6]} == {512 << 10}
+    at = 0
+    for piece in told:
+        assert piece.digest == hashlib.sha256(out[at : at + piece.packed_nbytes]).digest()
+        at += piece.packed_nbytes
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_an_index_comes_behind_the_pieces_where_decoders_pass_over_it(kind: str) -> None:
+    inserted = gzip.compress(b"", mtime=0) if kind == "gzip" else struct.pack("<II", 0x184D2A5B, 3) + b"abc"
+    out = bytearray()
+    with encoder(Compression(kind), out.extend, index=lambda pieces: inserted) as packer:
+        packer.write(DATA)
+        packer.finish()
+    without = pack(kind)
+    end = len(without) if kind == "gzip" else without.rindex(struct.pack("<I", 0x184D2A5E))
+    assert bytes(out) == without[:end] + inserted + without[end:]
+    assert unpack(bytes(out)) == DATA
 
 
 def test_zstd_is_frames_and_a_seek_table() -> None:
