@@ -76,6 +76,16 @@ def test_the_tees_page_does_what_it_says(source: ImageSource, tmp_path: Path, mo
         assert registry.counters.sent["blob"] == len(top), "each byte of the top layer came once, no other layer's"
 
 
+def test_the_page_on_formats_does_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {"etc": None, "etc/os-release": b"NAME=demo\n", "usr": None, "usr/lib": None, "usr/lib/a": bytes(9)}
+    with MemoryRegistry() as registry:
+        image([files]).push(registry, "library/python", "3.12")
+        run_python(ROOT / "docs" / "formats.md", registry, tmp_path, monkeypatch)
+        assert capsys.readouterr().out == "blob\nusr/lib/a 9\n"
+
+
 def test_the_first_example_of_the_builders_page_is_twenty_lines_of_code() -> None:
     first = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "builders.md").read_text(), re.DOTALL)[0]
     code = [line for line in first.splitlines() if line.strip() and not line.lstrip().startswith("#")]

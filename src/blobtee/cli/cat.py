@@ -6,6 +6,7 @@ import contextlib
 
 import click
 
+from blobtee.cli.options import trust_option
 from blobtee.cli.output import Output
 from blobtee.cli.reading import opened
 from blobtee.cli.session import PlatformType, Session, verb
@@ -22,12 +23,14 @@ from blobtee.transfer.places import pieces
 @click.argument("name", metavar="REF")
 @click.argument("path", required=False)
 @click.option("--platform", type=PlatformType(), help="Image of an index; default: this machine's, or the one pulled.")
+@trust_option()
 @verb(remote=True)
-def command(session: Session, name: str, path: str | None, platform: Platform | None) -> int:
+def command(session: Session, name: str, path: str | None, platform: Platform | None, trust: str) -> int:
     """Print a manifest, a blob, or a file inside an image.
 
     REF alone is the image's manifest; REF@DIGEST one of its blobs; a DIGEST alone any blob of the store. With PATH it
-    is that file in the image, links followed. Layers that are lazy are brought for that, as few as the answer needs.
+    is that file in the image, links followed. For that the layers that the answer needs are brought, and of those that
+    have a table of contents only the parts; docs/formats.md says which do.
 
     \b
     Examples:
@@ -43,7 +46,7 @@ def command(session: Session, name: str, path: str | None, platform: Platform | 
         image_name, blob = _split(store, name)
         with opened(session, store, registry, image_name, platform) as image:
             if path is not None:
-                with image.open(path) as file:
+                with image.open(path, trust=trust) as file:
                     session.output.stream(file)
             elif blob is None:
                 session.output.raw(image.manifest.raw)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import click
 
+from blobtee.cli.options import trust_option
 from blobtee.cli.reading import opened
 from blobtee.cli.session import PlatformType, Session, verb
 from blobtee.image import Image, Node
@@ -31,11 +32,15 @@ _BITS = {
 @click.option("-l", "long", is_flag=True, help="Mode, owner, size and time as well.")
 @click.option("--recursive", "-R", is_flag=True, help="Everything below PATH.")
 @click.option("--platform", type=PlatformType(), help="Image of an index; default: this machine's, or the one pulled.")
+@trust_option()
 @verb(remote=True)
-def command(session: Session, name: str, path: str, long: bool, recursive: bool, platform: Platform | None) -> int:
+def command(
+    session: Session, name: str, path: str, long: bool, recursive: bool, platform: Platform | None, trust: str
+) -> int:
     """List files inside an image.
 
     PATH is a directory, its parts may be links; or anything else, which is listed itself. Paths are printed in full.
+    Layers with a table of contents are not brought for that, only the table; docs/formats.md says which have one.
 
     \b
     Examples:
@@ -44,17 +49,17 @@ def command(session: Session, name: str, path: str, long: bool, recursive: bool,
     """
     with session.store() as store, session.registry(name.partition("@")[0]) as registry:
         with opened(session, store, registry, name, platform) as image:
-            for node in _nodes(image, path, recursive):
+            for node in _nodes(image, path, recursive, trust):
                 session.output.result(_fields(node), _long(node) if long else "/" + node.path)
     return 0
 
 
-def _nodes(image: Image, path: str, recursive: bool) -> Iterator[Node]:
-    top = image.lookup(path)
+def _nodes(image: Image, path: str, recursive: bool, trust: str) -> Iterator[Node]:
+    top = image.lookup(path, trust=trust)
     if top.type is not EntryType.DIRECTORY:
         yield top
         return
-    for node in image.walk(path):
+    for node in image.walk(path, trust=trust):
         if recursive or node.path.rpartition("/")[0] == top.path:
             yield node
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from blobtee.compression import Compression, Type
+from blobtee.content import Trust
 from blobtee.errors import InvalidArgument
 from blobtee.oci.documents import MAX_EPOCH
 
@@ -28,6 +29,19 @@ def compression_options(text: str, *, required: bool = False) -> Callable[[_Call
         return function
 
     return decorate
+
+
+def trust_option() -> Callable[[_Callback], _Callback]:
+    """`--trust`: the least that is good enough for what is read of layers; the callback gets `trust`."""
+    return click.option(
+        "--trust",
+        type=click.Choice([trust.value for trust in (Trust.ATTESTED, Trust.BLOB, Trust.RAW)]),
+        default=Trust.ATTESTED.value,
+        show_default=True,
+        help="Before anything is believed of a layer that is not here. attested: the parts that are needed, by digests "
+        "that its manifest leads to; layers without such a table whole. blob: whole, and its digest. raw: of a tar "
+        "that is not packed, the parts that are needed, unchecked.",
+    )
 
 
 def epoch_option(text: str, *, envvar: str | None = None) -> Callable[[_Callback], _Callback]:
