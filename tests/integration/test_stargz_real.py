@@ -16,14 +16,17 @@ from typing import Any
 import pytest
 
 from blobtee.compression import Compression, decompress, is_estargz
-from blobtee.content import LocalStore
+from blobtee.content import LocalStore, Trust
 from blobtee.conversion import convert
 from blobtee.conversion.estargz import EstargzSummary, EstargzWriter, payload_nbytes
 from blobtee.conversion.prefetch import NO_PREFETCH, PREFETCH, prioritise
 from blobtee.layers import Entry, EntryType, entries
 from blobtee.oci import Descriptor, Digest, mediatypes
+from blobtee.seeking import tables
 from tests.integration import origins
 from tests.integration.servers import tool
+from tests.unit.conversion.tables import Blob
+from tests.unit.seeking.support import CountingReader
 
 SOURCE = Path(__file__).parent / "stargz"
 CHUNK = 256 << 10
@@ -269,3 +272,26 @@ def test_a_layer_that_the_stargz_library_wrote_anew_lacks_only_its_end_mark(
     assert found["unpacked"] == sha256(foreign.tar)
     del found["nodes"][PREFETCH]  # where no owner is named, readers take the name that the id had before
     assert_same_tree(found["nodes"], described(tar))
+
+
+@pytest.mark.parametrize("how", ["build", "rebuild"])
+def test_files_of_what_the_stargz_library_packed_are_read_one_by_one(
+    stargz: Stargz, tree: Path, tmp_path: Path, how: str
+) -> None:
+    tar = origins.gnu_tar(tree)
+    (tmp_path / "tar").write_bytes(tar)
+    stargz.run(how, tmp_path / "tar", tmp_path / "theirs", "6" if how == "build" else "etc/name")
+    data = (tmp_path / "theirs").read_bytes()
+    toc = {"containerd.io/snapshot/stargz/toc.digest": sha256(Blob(data).json)}
+    desc = Descriptor(mediatypes.OCI_LAYER + "+gzip", Digest.of(data), len(data), annotations=toc)
+    reader = CountingReader(data, Trust.RAW)
+    contents = tables.contents(desc, reader)
+    found = {entry.path: entry for entry in contents.entries}
+    for entry in entries(io.BytesIO(tar)):
+        told = found[entry.path]
+        assert (told.type, told.size, told.mode, told.linkname) == (entry.type, entry.size, entry.mode, entry.linkname)
+        assert told.xattrs == entry.xattrs
+        if entry.type is EntryType.FILE:
+            with contents.open(reader, told) as file, entry.data() as expected:
+                assert file.readall() == expected.readall(), entry.path
+    assert contents.trust(reader.trust) is Trust.ATTESTED
