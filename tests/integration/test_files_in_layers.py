@@ -17,7 +17,7 @@ from blobtee.oci import Descriptor
 from blobtee.registry import Registry
 from blobtee.seeking import tables
 from blobtee.testing import MemoryRegistry, images
-from blobtee.transfer import build, pull, push
+from blobtee.transfer import build, copy, pull, push
 from tests.integration import origins
 from tests.integration.servers import DockerRegistry, tool
 from tests.unit.seeking.support import CountingReader
@@ -63,9 +63,9 @@ def test_one_small_file_out_of_a_large_layer_takes_three_requests_and_a_mebibyte
 def chunked_by_skopeo(tar: bytes, folder: Path) -> tuple[Descriptor, bytes]:
     with MemoryRegistry() as registry:
         images.image([images.layer(tar)]).push(registry, "tar", "1")
-        command = [tool("skopeo"), "copy", "--insecure-policy", "--quiet", "--src-tls-verify=false"]
-        command += ["--dest-compress-format", "zstd:chunked", f"docker://{registry.host}/tar:1", f"oci:{folder}/out:1"]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        copy(f"{registry.host}/tar:1", f"oci:{folder}/in:1")
+    command = [tool("skopeo"), "copy", "--insecure-policy", "--quiet", "--dest-compress-format", "zstd:chunked"]
+    subprocess.run([*command, f"oci:{folder}/in:1", f"oci:{folder}/out:1"], check=True, capture_output=True, timeout=60)
     desc = origins.top_layer(folder / "out")
     return desc, (folder / "out/blobs/sha256" / desc.digest.hex).read_bytes()
 
