@@ -48,7 +48,7 @@ struct marker {
     size_t follow_nbytes;
     uint8_t header_bytes[HEADER_NBYTES], after_bytes[AFTER_NBYTES], follow[WINDOW_NBYTES];
     struct inflate_state scratch;
-    uint8_t low[WINDOW_NBYTES], high[WINDOW_NBYTES], window[WINDOW_NBYTES];
+    uint8_t low[WINDOW_NBYTES], high[WINDOW_NBYTES], window[WINDOW_NBYTES + 1];
 };
 
 static uint64_t low_bits(uint64_t value, unsigned nbits)
@@ -164,6 +164,24 @@ static size_t run(struct marker *m, const uint8_t *window, uint8_t *out)
     return m->follow_nbytes - d->avail_out;
 }
 
+/* Sets used[i] to 0xff for each byte of the point's window that the first `known` bytes after it come from. */
+static void find_used(const struct marker *m, size_t known, uint8_t used[WINDOW_NBYTES + 1])
+{
+    const bt_gzpoint *point = &m->point;
+
+    /* What is the same three times is taken for the stream's own; these would be, and are kept in any case. */
+    for (size_t v = 0; (v << 8 | v) < point->window_nbytes; v++)
+        if (point->window[v << 8 | v] == v)
+            used[v << 8 | v] = 0xff;
+    for (size_t j = 0; j < known; j++) {
+        uint32_t low = m->low[j], high = m->high[j], here = m->follow[j];
+        uint32_t i = high << 8 | low, others = (low ^ here) | (high ^ here);
+        /* without a branch, which would often be guessed wrong */
+        uint32_t to = others != 0 && i < WINDOW_NBYTES ? i : WINDOW_NBYTES;
+        used[to] = 0xff;
+    }
+}
+
 /* Leaves zeros in the point's window where nothing refers to. */
 static void prune(struct marker *m)
 {
@@ -179,22 +197,15 @@ static void prune(struct marker *m)
     if (run(m, m->window, m->high) < known)
         known = 0;
 
-    memset(used, 0, size);
-    for (size_t j = 0; j < known; j++) {
-        size_t i = (size_t)m->high[j] << 8 | m->low[j];
-        int own = m->low[j] == m->follow[j] && m->high[j] == m->follow[j];
-        /* a byte of the stream that looks like a marker may be one: then it is the same byte in the window too */
-        if (i < size && (!own || point->window[i] == m->follow[j]))
-            used[i] = 1;
-    }
+    memset(used, 0, sizeof(m->window));
+    find_used(m, known, used);
     /* What was not looked at refers to no more than 32 KiB before itself. A stream that ended refers to nothing. */
     if (known < WINDOW_NBYTES && known < m->follow_nbytes) {
         size_t lost = known + size > WINDOW_NBYTES ? known + size - WINDOW_NBYTES : 0;
-        memset(used + lost, 1, size - lost);
+        memset(used + lost, 0xff, size - lost);
     }
     for (size_t i = 0; i < size; i++)
-        if (!used[i])
-            point->window[i] = 0;
+        point->window[i] &= used[i];
 }
 
 /* Nothing that comes now refers to the point's window, or is seen any more. */
