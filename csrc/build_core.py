@@ -44,7 +44,7 @@ def make_ffibuilder() -> FFI:
         '#include "blobtee.h"',
         # setuptools wants paths below the folder of setup.py
         sources=[f"csrc/{name}" for name in SOURCES],
-        depends=["csrc/blobtee.h", "csrc/gzip.h", "csrc/sha256.h", "csrc/h2.h", "csrc/core.cdef.h"],
+        depends=["csrc/blobtee.h", "csrc/gzip.h", "csrc/sha256.h", "csrc/wide.h", "csrc/h2.h", "csrc/core.cdef.h"],
         include_dirs=["csrc"],
         libraries=["isal", "deflate", "nghttp2"],
         extra_compile_args=["-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra", *optimisation()],

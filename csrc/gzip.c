@@ -3,6 +3,7 @@
  * ISA-L could parse headers and trailers itself. It is done here because a stream of several members, padding after it, the
  * header checksum, and being handed one byte at a time are where readers go wrong, and this way it is one small machine. */
 #include "gzip.h"
+#include "wide.h"
 
 #include <libdeflate.h>
 #include <stdlib.h>
@@ -227,6 +228,7 @@ int bt_inflate_call(bt_inflater *z, struct span *in, uint8_t *out, size_t out_nb
     d->next_out = out;
     d->avail_out = out_bite;
     int answer = isal_inflate(d);
+    clear_upper_halves();
     if (answer != ISAL_DECOMP_OK)
         return BT_BAD_DEFLATE;
 

@@ -6,6 +6,7 @@
  * message words off the critical path, and loads are cheap; with four the loads are no longer hidden.
  */
 #include "sha256.h"
+#include "wide.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -93,16 +94,19 @@ SHANI INLINE void run(uint32_t *const *state, const uint8_t *const *in, size_t n
 
 SHANI void bt_sha256_x1_shani(uint32_t *state, const uint8_t *in, size_t nblocks)
 {
+    clear_upper_halves();
     run(&state, &in, nblocks, 1);
 }
 
 SHANI void bt_sha256_x2_shani(uint32_t *const *state, const uint8_t *const *in, size_t nblocks)
 {
+    clear_upper_halves();
     run(state, in, nblocks, 2);
 }
 
 SHANI void bt_sha256_x3_shani(uint32_t *const *state, const uint8_t *const *in, size_t nblocks)
 {
+    clear_upper_halves();
     run(state, in, nblocks, 3);
 }
 #endif
