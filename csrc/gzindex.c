@@ -12,6 +12,7 @@
  * inflated twice more, with markers before them: byte i of the one window is the low half of i, of the other the high half.
  * Where both runs give what the stream gave, it came from the stream; elsewhere the two bytes say where it came from. */
 #include "gzip.h"
+#include "wide.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -182,8 +183,8 @@ static void find_used(const struct marker *m, size_t known, uint8_t used[WINDOW_
     }
 }
 
-/* Leaves zeros in the point's window where nothing refers to. */
-static void prune(struct marker *m)
+/* Leaves zeros in the point's window where nothing refers to. `ended`: the member ends with what follows. */
+static void prune(struct marker *m, int ended)
 {
     bt_gzpoint *point = &m->point;
     size_t size = point->window_nbytes, known;
@@ -199,8 +200,8 @@ static void prune(struct marker *m)
 
     memset(used, 0, sizeof(m->window));
     find_used(m, known, used);
-    /* What was not looked at refers to no more than 32 KiB before itself. A stream that ended refers to nothing. */
-    if (known < WINDOW_NBYTES && known < m->follow_nbytes) {
+    /* What was not looked at refers to no more than 32 KiB before itself. */
+    if (known < WINDOW_NBYTES && !(ended && known == m->follow_nbytes)) {
         size_t lost = known + size > WINDOW_NBYTES ? known + size - WINDOW_NBYTES : 0;
         memset(used + lost, 0xff, size - lost);
     }
@@ -208,15 +209,15 @@ static void prune(struct marker *m)
         point->window[i] &= used[i];
 }
 
-/* Nothing that comes now refers to the point's window, or is seen any more. */
+/* Whether nothing that comes now refers to the point's window, or as much is known as will be. */
 static void ripen(struct marker *m, int ended)
 {
     if (m->state != RIPENING)
         return;
-    if (!ended && m->follow_nbytes < WINDOW_NBYTES)
+    if (!ended && m->follow_nbytes < WINDOW_NBYTES && m->after.nbytes < m->after.room_nbytes)
         return;
     if (m->point.window_nbytes > 0)
-        prune(m);
+        prune(m, ended);
     m->state = WAITING;
 }
 
@@ -278,6 +279,7 @@ static void hand_out(bt_inflater *z, uint8_t **out, size_t *out_nbytes)
         return;
     memcpy(*out, d->tmp_out_buffer + d->tmp_out_processed, n);
     d->crc = crc32_gzip_refl(d->crc, *out, n);
+    clear_upper_halves();
     d->tmp_out_processed += (int32_t)n;
     z->member_nbytes += (uint32_t)n;
     *out += n;
