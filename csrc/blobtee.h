@@ -181,6 +181,7 @@ int bt_inflate_stat(bt_inflater *z, bt_inflate_info *info);
 
 #define BT_GZPOINT_WINDOW_NBYTES 32768
 #define BT_GZPOINT_HEADER_NBYTES 296
+#define BT_GZPOINT_AHEAD_NBYTES 8
 #define BT_GZPOINT_MAX_SPACING (UINT64_C(1) << 40)
 
 /* A place in the deflate data of a gzip stream, and what has to be known to inflate from there on. It lies at the beginning
@@ -194,6 +195,9 @@ typedef struct bt_gzpoint {
     uint8_t bits;           /* ... and these bits, the first one lowest */
     uint32_t header_nbits;  /* the header of the block that it lies within, the first bit lowest; 0 between two blocks */
     uint32_t window_nbytes; /* the data before it, as far as it can be referred to */
+    uint32_t ahead_nbytes;  /* within a block: the stream from in_nbytes on, for who inflates up to here and reads no further.
+                             * ISA-L looks at more bits than a symbol has, and does not take it when they are missing. */
+    uint8_t ahead[BT_GZPOINT_AHEAD_NBYTES];
     uint8_t header[BT_GZPOINT_HEADER_NBYTES];
     uint8_t window[BT_GZPOINT_WINDOW_NBYTES]; /* zeros in place of bytes that nothing refers to */
 } bt_gzpoint;

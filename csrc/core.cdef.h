@@ -52,6 +52,7 @@ int bt_inflate_stat(bt_inflater *z, bt_inflate_info *info);
 
 #define BT_GZPOINT_WINDOW_NBYTES ...
 #define BT_GZPOINT_HEADER_NBYTES ...
+#define BT_GZPOINT_AHEAD_NBYTES ...
 #define BT_GZPOINT_MAX_SPACING ...
 typedef struct bt_gzpoint {
     uint64_t in_nbytes;
@@ -62,6 +63,8 @@ typedef struct bt_gzpoint {
     uint8_t bits;
     uint32_t header_nbits;
     uint32_t window_nbytes;
+    uint32_t ahead_nbytes;
+    uint8_t ahead[...];
     uint8_t header[...];
     uint8_t window[...];
     ...;

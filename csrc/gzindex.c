@@ -218,6 +218,11 @@ static void ripen(struct marker *m, int ended)
         return;
     if (m->point.window_nbytes > 0)
         prune(m, ended);
+    if (m->point.header_nbits > 0) {
+        size_t first = m->after.skip_nbits > 0, there = m->after.nbytes - first;
+        m->point.ahead_nbytes = there < BT_GZPOINT_AHEAD_NBYTES ? (uint32_t)there : BT_GZPOINT_AHEAD_NBYTES;
+        memcpy(m->point.ahead, m->after.bytes + first, m->point.ahead_nbytes);
+    }
     m->state = WAITING;
 }
 
@@ -235,6 +240,7 @@ static void note(bt_inflater *z, uint64_t in_nbits, size_t nheader_bits)
     point->bits = (uint8_t)low_bits(d->read_in, point->nbits);
     point->crc = crc32_gzip_refl(d->crc, d->tmp_out_buffer + d->tmp_out_processed, waiting);
     point->member_nbytes = z->member_nbytes + waiting;
+    point->ahead_nbytes = 0;
     point->header_nbits = (uint32_t)nheader_bits;
     memset(point->header, 0, sizeof(point->header));
     for (size_t i = 0; i < nheader_bits; i++)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -25,9 +25,10 @@ from blobtee.content import LocalStore
 from blobtee.content.layout import Layout
 from blobtee.errors import InvalidArgument, NotFound, RefLocked
 from blobtee.oci import Digest
+from blobtee.seeking import kept
 from blobtee.tasks import check
 from blobtee.tee import leftovers
-from blobtee.tee.digests import forget
+from blobtee.tee.digests import forget as forget_digests
 
 if TYPE_CHECKING:
     from blobtee.cache.manager import CacheManager
@@ -136,13 +137,12 @@ class _Survey:
         self.ingests = self._ingests()
         self.partials = self._partials()
 
-    def digests_left(self) -> Iterator[Digest]:
-        """Blobs of whose chunks digests are kept, though nothing needs them, and nothing of them is here."""
-        if isinstance(self._manager.store, LocalStore):
-            known = self.marking.blobs.keys() - self.blobs.keys()
-            for digest in leftovers.digested(self._manager.store.root):
-                if digest not in self.needed and digest not in known:
-                    yield digest
+    def forgotten(self, digests: Iterable[Digest], partials: Container[Digest]) -> Iterator[Digest]:
+        """Those that nothing needs, and of which nothing is here."""
+        known = self.marking.blobs.keys() - self.blobs.keys()
+        for digest in digests:
+            if digest not in self.needed and digest not in known and digest not in partials:
+                yield digest
 
     def has_changed(self, candidates: Mapping[Digest, int]) -> bool:
         """Whether a lease or a name has come that may need one of `candidates`."""
@@ -272,8 +272,11 @@ class _Sweep:
                 check()
                 if leftovers.remove(root, digest):
                     self._done.partials[digest] = nbytes
-            for digest in self._survey.digests_left():
-                forget(root, digest)
+            partials = {partial.digest for partial in leftovers.leftovers(root)}
+            for digest in self._survey.forgotten(leftovers.digested(root), partials):
+                forget_digests(root, digest)
+            for digest in self._survey.forgotten(kept.kept(root), partials):
+                kept.forget(root, digest)
 
     def _remove_records(self, ids: Sequence[str]) -> None:
         """Those that nobody has opened or built on by now."""

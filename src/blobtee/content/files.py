@@ -6,13 +6,14 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blobtee.content.api import ReaderAt
-from blobtee.errors import BlobteeError, Closed, DataLoss, InvalidArgument, from_os_error
+from blobtee.errors import BlobteeError, Closed, DataLoss, InvalidArgument, InvalidDigest, from_os_error
+from blobtee.oci import Digest
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -205,6 +206,17 @@ def read_small(path: Path, limit: int) -> bytes:
         return b"".join(pieces)
     finally:
         os.close(fd)
+
+
+def digest_names(directory: Path) -> Iterator[tuple[Digest, Path]]:
+    """The files or directories `directory`/<algorithm>/<hex>, in no order. Other names, and what vanishes meanwhile,
+    are left out; no directory means none."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for algorithm in os.scandir(directory):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                for entry in os.scandir(algorithm.path):
+                    with suppress(InvalidDigest):
+                        yield Digest(f"{algorithm.name}:{entry.name}"), Path(entry.path)
 
 
 _TIME = re.compile(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 WINDOW_NBYTES: Final[int] = lib.BT_GZPOINT_WINDOW_NBYTES
 MAX_HEADER_NBYTES: Final[int] = lib.BT_GZPOINT_HEADER_NBYTES
+MAX_AHEAD_NBYTES: Final[int] = lib.BT_GZPOINT_AHEAD_NBYTES
 MAX_SPACING: Final[int] = lib.BT_GZPOINT_MAX_SPACING
 
 _POINT = ffi.typeof("bt_gzpoint *")
@@ -32,6 +33,8 @@ class GzipPoint:
     nbits, bits: the last bits (0 to 7) of the byte before `packed_at`, which are needed too; the first one is lowest.
     window: the data before, as far as it can be referred to; zeros in place of what nothing refers to.
     header_nbits, header: the header of the block that it lies within, first bit lowest; 0 and empty elsewhere.
+    ahead: the stream's next bytes for a point within a block: who inflates up to it and reads no further than
+        `packed_at` gives these to the inflater when something is missing at the end; empty elsewhere.
     """
 
     packed_at: int
@@ -43,6 +46,7 @@ class GzipPoint:
     window: bytes = b""
     header_nbits: int = 0
     header: bytes = b""
+    ahead: bytes = b""
 
 
 class MarkingInflater(Inflater):
@@ -94,6 +98,7 @@ class MarkingInflater(Inflater):
             window=bytes(ffi.buffer(point.window, point.window_nbytes)),
             header_nbits=point.header_nbits,
             header=bytes(ffi.buffer(point.header, (point.header_nbits + 7) // 8)),
+            ahead=bytes(ffi.buffer(point.ahead, point.ahead_nbytes)),
         )
 
 

@@ -107,6 +107,12 @@ class Inflater:
         return bool(self._stat().needs_input)
 
     @property
+    def member_state(self) -> tuple[int, int]:
+        """CRC-32 and length (modulo 2**32) of what was handed out of the member being read; (0, 0) between members."""
+        info = self._stat()
+        return int(info.crc), int(info.member_nbytes)
+
+    @property
     def total_in(self) -> int:
         """Bytes consumed, over all calls."""
         return int(self._stat().total_in_nbytes)

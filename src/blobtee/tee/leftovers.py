@@ -9,8 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from blobtee.content.files import os_errors
-from blobtee.errors import InvalidDigest
+from blobtee.content.files import digest_names, os_errors
 from blobtee.oci import Digest
 from blobtee.tee.claims import LIFE, USE, Claims
 
@@ -27,7 +26,7 @@ class Leftover:
 
 def leftovers(root: Path) -> Iterator[Leftover]:
     """The partial blobs of a root, open or not. What vanishes meanwhile is left out."""
-    for digest, directory in _each(root / "partial"):
+    for digest, directory in digest_names(root / "partial"):
         with suppress(FileNotFoundError):
             used_at = max(os.stat(directory / name).st_mtime_ns for name in ("lock", "map"))
             yield Leftover(digest, os.stat(directory / "data").st_blocks * 512, used_at)
@@ -35,7 +34,7 @@ def leftovers(root: Path) -> Iterator[Leftover]:
 
 def digested(root: Path) -> Iterator[Digest]:
     """The blobs of whose chunks digests are kept."""
-    for digest, _ in _each(root / "digests"):
+    for digest, _ in digest_names(root / "digests"):
         yield digest
 
 
@@ -57,12 +56,3 @@ def remove(root: Path, digest: Digest) -> bool:
             return True
         finally:
             claims.close()
-
-
-def _each(directory: Path) -> Iterator[tuple[Digest, Path]]:
-    with suppress(FileNotFoundError, NotADirectoryError):
-        for algorithm in os.scandir(directory):
-            with suppress(FileNotFoundError, NotADirectoryError):
-                for entry in os.scandir(algorithm.path):
-                    with suppress(InvalidDigest):
-                        yield Digest(f"{algorithm.name}:{entry.name}"), Path(entry.path)
