@@ -6,11 +6,14 @@
  *  - each call gets further or fails, and no more than the cap comes out;
  *  - whole or in pieces, the answer is the same;
  *  - as far as both we and zlib get, the bytes are the same; and what zlib accepts, we accept;
- *  - what the reader of whole members accepts is what the other reads.
+ *  - what the reader of whole members accepts is what the other reads;
+ *  - looking for points changes nothing of that, and from each point comes what comes there, up to the next one;
+ *  - a point made of anything does no harm.
  * Run it by scripts/sanitize. Called with -DSEEDS, this file writes a corpus to the folder it is given instead. */
 #define _GNU_SOURCE
 #include "blobtee.h"
 
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -146,6 +149,115 @@ static void at_once(const uint8_t *stream, size_t nbytes, size_t out_nbytes, str
     unfence(out);
 }
 
+/* The stream by an inflater that begins at `from`: out_nbytes bytes of it, with no more input than up to `to`, if there is a
+ * next point, are what `all` has there; and it is where that point says then. */
+static void from_point(const uint8_t *stream, size_t nbytes, const bt_gzpoint *from, const bt_gzpoint *to,
+                       const uint8_t *all, size_t all_nbytes)
+{
+    size_t end = to != NULL ? to->in_nbytes : nbytes, out_end = to != NULL ? to->out_nbytes : all_nbytes;
+    HOLD(from->in_nbytes <= end && end <= nbytes && from->out_nbytes <= out_end);
+    struct fenced in = fence(end - from->in_nbytes), out = fence(out_end - from->out_nbytes);
+    size_t in_nbytes = end - from->in_nbytes, out_nbytes = out_end - from->out_nbytes, used, made, more;
+    if (in_nbytes > 0)
+        memcpy(in.p, stream + from->in_nbytes, in_nbytes);
+    bt_inflater *z = bt_inflate_alloc();
+    HOLD(z != NULL && bt_inflate_resume(z, from) == BT_OK);
+    HOLD(bt_inflate(z, in.p, in_nbytes, &used, out.p, out_nbytes, &made) == BT_OK);
+    HOLD(bt_inflate(z, in.p + used, in_nbytes - used, &more, out.p, 0, &more) == BT_OK);
+    if (made < out_nbytes) {
+        HOLD(to != NULL && to->header_nbits > 0);
+        HOLD(bt_inflate(z, to->ahead, to->ahead_nbytes, &used, out.p + made, out_nbytes - made, &more) == BT_OK);
+        made += more;
+    }
+    HOLD(made == out_nbytes && (made == 0 || memcmp(out.p, all + from->out_nbytes, made) == 0));
+    bt_inflate_info info;
+    HOLD(bt_inflate_stat(z, &info) == BT_OK);
+    if (to != NULL)
+        HOLD(info.crc == to->crc && info.member_nbytes == to->member_nbytes);
+    else
+        HOLD(bt_inflate_finish(z) == BT_OK);
+    bt_inflate_free(z);
+    unfence(in);
+    unfence(out);
+}
+
+/* The stream with points, in pieces; `plain` is what it gave without. */
+static void with_points(const uint8_t *stream, size_t nbytes, size_t in_step, size_t out_step, uint64_t spacing,
+                        struct answer plain, const uint8_t *all)
+{
+    static bt_gzpoint points[2];
+    struct fenced out = fence(out_step);
+    bt_inflater *z = bt_inflate_alloc();
+    size_t at = 0, nbytes_out = 0, used = 0, made = 0;
+    int result, found, npoints = 0, idle = 0;
+    HOLD(z != NULL && bt_inflate_mark(z, spacing) == BT_OK);
+
+    for (;;) {
+        size_t give = smaller(in_step, nbytes - at), space = smaller(out_step, CAP_NBYTES - nbytes_out);
+        result = bt_inflate(z, stream + at, give, &used, out.p, space, &made);
+        if (result != BT_OK)
+            break;
+        HOLD(used <= give && made <= space);
+        HOLD(memcmp(all + nbytes_out, out.p, smaller(made, nbytes_out < plain.nbytes ? plain.nbytes - nbytes_out : 0)) == 0);
+        at += used;
+        nbytes_out += made;
+        HOLD(bt_inflate_point(z, &points[npoints % 2], &found) == BT_OK);
+        if (found) {
+            const bt_gzpoint *point = &points[npoints % 2], *before = &points[(npoints + 1) % 2];
+            HOLD(npoints > 0 || point->out_nbytes == 0);
+            if (npoints++ > 0 && point->out_nbytes <= plain.nbytes)
+                from_point(stream, nbytes, before, point, all, plain.nbytes);
+            idle = 0;
+            continue;
+        }
+        if (nbytes_out == CAP_NBYTES)
+            break;
+        idle = used == 0 && made == 0 ? idle + 1 : 0;
+        HOLD(idle < 2);
+        bt_inflate_info info;
+        HOLD(bt_inflate_stat(z, &info) == BT_OK);
+        if (at == nbytes && info.needs_input) {
+            result = bt_inflate_finish(z);
+            break;
+        }
+    }
+    if (nbytes_out < CAP_NBYTES && !plain.capped) {
+        HOLD(result == plain.result);
+        if (result == BT_OK) {
+            HOLD(nbytes_out == plain.nbytes && npoints > 0);
+            from_point(stream, nbytes, &points[(npoints + 1) % 2], NULL, all, plain.nbytes);
+        }
+    }
+    bt_inflate_free(z);
+    unfence(out);
+}
+
+/* Bytes as a point, and as the stream from there on. */
+static void from_anything(const uint8_t *data, size_t nbytes, size_t out_step)
+{
+    static bt_gzpoint point;
+    struct fenced out = fence(out_step);
+    size_t used = 0, made = 0, at = smaller(nbytes, 400);
+    memset(&point, 0, sizeof(point));
+    memcpy(&point, data, smaller(nbytes, offsetof(bt_gzpoint, window)));
+    memcpy(point.window, data, smaller(nbytes, sizeof(point.window)));
+    point.nbits %= 9;
+    point.window_nbytes %= BT_GZPOINT_WINDOW_NBYTES + 2;
+    point.header_nbits %= 8 * BT_GZPOINT_HEADER_NBYTES + 2;
+    bt_inflater *z = bt_inflate_alloc();
+    HOLD(z != NULL);
+    int result = bt_inflate_resume(z, &point);
+    for (int calls = 0; result == BT_OK && calls < 100; calls++) {
+        result = bt_inflate(z, data + at, nbytes - at, &used, out.p, out_step, &made);
+        at += used;
+        if (result == BT_OK && used == 0 && made == 0)
+            break;
+    }
+    HOLD(result != BT_INTERNAL);
+    bt_inflate_free(z);
+    unfence(out);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -177,6 +289,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     at_once(stream.p, nbytes, first.nbytes, first, whole);
     at_once(stream.p, nbytes, out_step, first, whole);
+    with_points(stream.p, nbytes, in_step, out_step, 1 + (uint64_t)data[1] * data[2], first, whole);
+    from_anything(stream.p, nbytes, out_step);
     unfence(stream);
     return 0;
 }
@@ -254,7 +368,7 @@ int main(int argc, char **argv)
     folder = argv[1];
     for (size_t i = 0; i < sizeof(data); i++)
         data[i] = i % 1000 < 500 ? (uint8_t)(i * i >> 7) : i < 40000 ? data[i / 2] : (uint8_t)"blobtee "[i % 8];
-    static const size_t sizes[] = {0, 1, 50, 700, 5000, 70000};
+    static const size_t sizes[] = {0, 1, 50, 700, 5000, 70000, 100000};
     for (size_t s = 0; s < sizeof(sizes) / sizeof(sizes[0]); s++)
         for (int kind = 0; kind < 5; kind++) {
             static const int levels[] = {0, 1, 9, 6, 6}, strategies[] = {0, 0, 0, Z_FIXED, Z_HUFFMAN_ONLY};
