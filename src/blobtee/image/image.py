@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from blobtee.cache import Ref
-from blobtee.content import PartialProvider, Provider, Store, Trust
+from blobtee.content import LocalStore, PartialProvider, Provider, Store, Trust
 from blobtee.image.index import Node
 from blobtee.image.tree import ContentFile, Tree
 from blobtee.oci import Config, Descriptor, Manifest, Platform
+from blobtee.seeking.kept import Shelf
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,15 @@ class Image:
             return self._trees[trust]
 
     def _new_tree(self, trust: Trust) -> Tree:
+        shelf = Shelf(self.store.root) if isinstance(self.store, LocalStore) else None
         if self.ref is None:
-            return Tree(self.manifest.layers, self.store, trust)
+            return Tree(self.manifest.layers, self.store, trust, shelf)
         remote = self.ref.get_remote()
         provider: Provider | PartialProvider = remote.provider
         # What the store knows of a blob may come from the manifest of some other image.
         told = {layer.digest: layer.annotations for layer in self.manifest.layers}
         layers = [replace(desc, annotations=told.get(desc.digest, {})) for desc in remote.descriptors]
-        return Tree(layers, provider, trust)
+        return Tree(layers, provider, trust, shelf)
 
     def lookup(self, path: str, *, trust: Trust | str = Trust.BLOB) -> Node:
         """See `Tree.lookup`."""

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from blobtee.content import PartialProvider, Provider, ReaderAt, Trust
 from blobtee.content.partial import reader_at
+from blobtee.errors import TooLarge
 from blobtee.image.index import bounded
 from blobtee.layers import Entry
 from blobtee.oci import Compressed, Descriptor, layer_compression
 from blobtee.seeking import Contents, tables, whole
+from blobtee.seeking.kept import Shelf
 from blobtee.tasks import SingleFlight
 
 
@@ -31,15 +33,19 @@ class Layer:
 class LayerReader:
     """Finds out what a layer holds, once. Thread-safe.
 
-    With `Trust.BLOB` its tar alone says so. With less, a table of contents does whose digest the layer's annotations
-    have; one that is broken counts as none. With `RAW`, the headers of a tar that is not packed are walked before
-    anything is proven.
+    With `Trust.BLOB` its tar alone says so, or what was kept of it when it was read before. With less, a table of
+    contents does whose digest the layer's annotations have; one that is broken counts as none. With `RAW`, the headers
+    of a tar that is not packed are walked before anything is proven.
     """
 
-    def __init__(self, desc: Descriptor, provider: Provider | PartialProvider, trust: Trust) -> None:
+    def __init__(
+        self, desc: Descriptor, provider: Provider | PartialProvider, trust: Trust, shelf: Shelf | None = None
+    ) -> None:
+        """`shelf` is where what is found out is kept, and looked for first."""
         self.desc = desc
         self._provider = provider
         self._trust = trust
+        self._shelf = shelf
         self._layer: Layer | None = None
         self._finding: SingleFlight[None, Layer] = SingleFlight()
 
@@ -49,8 +55,23 @@ class LayerReader:
 
     def _find(self) -> Layer:
         if self._layer is None:
-            self._layer = self._by_table() or self._by_tar()
+            kept = self._kept()
+            if kept is not None and kept.needs is Trust.RAW:
+                self._layer = kept  # proves all that is read with it, and more than a table does
+            else:
+                self._layer = self._by_table() or kept or self._by_tar()
         return self._layer
+
+    def _kept(self) -> Layer | None:
+        if self._shelf is None or (contents := self._shelf.load(self.desc)) is None:
+            return None
+        try:
+            for _ in bounded(iter(contents.entries)):
+                pass
+        except TooLarge:
+            return None
+        needs = Trust.RAW if contents.stream.proof is Trust.BLOB else Trust.BLOB
+        return Layer(self.desc, self._provider, contents, needs)
 
     def _by_table(self) -> Layer | None:
         if not Trust.ATTESTED.satisfies(self._trust) or not tables.is_told(self.desc):
@@ -69,6 +90,8 @@ class LayerReader:
         needs = Trust.RAW if plain and self._trust is Trust.RAW else Trust.BLOB
         with reader_at(self._provider, self.desc, needs) as reader:
             contents = whole.contents(reader, self.desc.media_type, _bounded)
+        if self._shelf is not None and contents.told is Trust.BLOB:
+            self._shelf.keep(self.desc, contents)
         return Layer(self.desc, self._provider, contents, needs)
 
 

@@ -15,6 +15,7 @@ from blobtee.image.reading import LayerReader
 from blobtee.image.view import View, replay
 from blobtee.layers import Entry, EntryType
 from blobtee.oci import Descriptor
+from blobtee.seeking.kept import Shelf
 from blobtee.tasks import SingleFlight, check
 
 if TYPE_CHECKING:
@@ -32,13 +33,18 @@ class Tree:
     """
 
     def __init__(
-        self, layers: Sequence[Descriptor], provider: Provider | PartialProvider, trust: Trust = Trust.BLOB
+        self,
+        layers: Sequence[Descriptor],
+        provider: Provider | PartialProvider,
+        trust: Trust = Trust.BLOB,
+        shelf: Shelf | None = None,
     ) -> None:
         """`layers` are base to top; `provider` reads them; nothing of less than `trust` is given. The descriptors'
-        annotations are believed when `trust` is less than `BLOB`: they have to be those of the image's manifest."""
+        annotations are believed when `trust` is less than `BLOB`: they have to be those of the image's manifest.
+        `shelf`: where what was found out of layers is kept, so that they need not be read whole again."""
         self.layers = tuple(layers)
         self.trust = trust
-        self._readers = [LayerReader(desc, provider, trust) for desc in self.layers]
+        self._readers = [LayerReader(desc, provider, trust, shelf) for desc in self.layers]
         self._lock = threading.Lock()
         self._raw: dict[int, LayerIndex] = {}
         self._entries: dict[int, Sequence[Entry]] = {}

@@ -1,18 +1,20 @@
 """Indexes of layers as files of a store's root: what was found out once by reading a whole layer.
 
-`<root>/index/<algorithm>/<hex>` has the layer's entries and the points that the blob can be unpacked from, with digests
-of what lies between them. It is made of a blob whose digest was right, and stays when the blob itself goes: what is
-fetched again is compared with it. A file that is damaged, of another version or of something else counts as none: it
-is made again when the layer is read whole the next time.
+`<root>/index/<algorithm>/<hex>` has the layer's entries and the places that the blob can be unpacked from, for gzip
+with digests of what lies between them. It is made of a blob whose digest was right, and stays when the blob itself
+goes: what is fetched again is compared with it. A file that is damaged, of another version or of something else counts
+as none: it is made again when the layer is read whole the next time.
 
 Little endian: magic with version, CRC-32C of all that follows; the kind of index, the length of the blob's digest, the
 sizes of the blob and of what it unpacks to; the digest; what belongs to the kind; the list of entries (`listing`),
-packed, with its length. Of gzip: where the last span ends, how many points there are; a record for each; of each the
-block header, the bytes ahead and the packed window.
+packed by zstd, with its length. Of any gzip: where the last span ends, how many points there are; a record for each; of
+each the block header, the bytes ahead and the packed window. Of members and frames (`pieces`): which of the two, the
+number of the rest or -1; what each holds, where it is and what it takes, packed, with the length.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 from collections.abc import Iterator
@@ -25,31 +27,59 @@ import zstandard
 from blobtee.content import Trust
 from blobtee.content.files import digest_names, make_directory, os_errors, read_small, replace_file
 from blobtee.core import crc32c
-from blobtee.errors import CorruptData, InvalidArgument, TooLarge
-from blobtee.oci import Digest
+from blobtee.errors import CorruptData, InvalidArgument, StorageError, StorageFull, TooLarge
+from blobtee.oci import Compressed, Descriptor, Digest
 from blobtee.seeking import listing
-from blobtee.seeking.api import Contents
+from blobtee.seeking.api import Contents, Unpacked
 from blobtee.seeking.checkpoints import Checkpoint, Checkpoints
+from blobtee.seeking.pieces import Pieces
+from blobtee.seeking.plain import Plain
+from blobtee.seeking.spans import SpanTable
+from blobtee.seeking.streamed import Streamed
 
 MAX_NBYTES = 256 << 20
 """Bytes of one file: that of a gzip layer of some 40 GB."""
 
-_MAX_LISTED = 256 << 20
+_MAX_UNPACKED = 256 << 20
 _LEVEL = 6
 _MAGIC = b"btindex\x01"
 _SEAL = struct.Struct("<8sI")
 _HEAD = struct.Struct("<BHQQ")
 _SECTION = struct.Struct("<Q")
-_POINTS = 1
+_PLAIN, _STREAMED, _POINTS, _PIECES = range(1, 5)
 _POINTS_HEAD = struct.Struct("<QI")
 _POINT = struct.Struct("<QQIIBBHBI32s")
+_PIECES_HEAD = struct.Struct("<Bq")
+_PIECE = struct.Struct("<QQQ")
+_FORMS = (Compressed.GZIP, Compressed.ZSTD)
+
+_logger = logging.getLogger(__name__)
+
+
+class Shelf:
+    """What is kept of layers in a store's root. Thread-safe, also between processes."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def load(self, desc: Descriptor) -> Contents | None:
+        """See the function `load`."""
+        return load(self._root, desc)
+
+    def keep(self, desc: Descriptor, contents: Contents) -> None:
+        """Keep what can be kept. A disk that is full or broken is only logged: it takes nothing from whoever has the
+        contents."""
+        try:
+            keep(self._root, desc, contents)
+        except (StorageError, StorageFull) as error:
+            _logger.warning("the index of %s is not kept: %s", desc.digest, error)
 
 
 def path_of(root: Path, digest: Digest) -> Path:
     return root / "index" / digest.algorithm / digest.hex
 
 
-def keep(root: Path, digest: Digest, blob_nbytes: int, contents: Contents) -> bool:
+def keep(root: Path, desc: Descriptor, contents: Contents) -> bool:
     """Keep what is known of a layer, durably and instead of what was kept before; False when it is nothing that can be
     kept, or too large.
 
@@ -57,29 +87,35 @@ def keep(root: Path, digest: Digest, blob_nbytes: int, contents: Contents) -> bo
     before stays.
     """
     if not contents.told.satisfies(Trust.BLOB):
-        raise InvalidArgument(f"an index of {digest} that is only {contents.told} is not kept")
-    if not isinstance(contents.stream, Checkpoints):
-        return False
+        raise InvalidArgument(f"an index of {desc.digest} that is only {contents.told} is not kept")
+    stream = _dump_stream(contents.stream)
     try:
-        data = _dump(digest, blob_nbytes, contents.stream, listing.dump(contents.entries))
+        listed = listing.dump(contents.entries)
     except InvalidArgument:
         return False  # an entry that no list can hold
-    if len(data) > MAX_NBYTES:
+    if stream is None or len(listed) > _MAX_UNPACKED:
         return False
+    digest = Digest(desc.digest)
+    name = str(digest).encode("ascii")
+    kind, parts = stream
+    body = [_HEAD.pack(kind, len(name), desc.size, contents.stream.size), name, *parts, *_packed(listed)]
+    if sum(map(len, body)) > MAX_NBYTES - _SEAL.size:
+        return False
+    sealed = b"".join(body)
     path = path_of(root, digest)
     with os_errors(f"keep the index of {digest}"):
         make_directory(path.parent)
-        replace_file(path, data)
+        replace_file(path, _SEAL.pack(_MAGIC, crc32c(sealed)) + sealed)
     return True
 
 
-def load(root: Path, digest: Digest, blob_nbytes: int) -> Contents | None:
+def load(root: Path, desc: Descriptor) -> Contents | None:
     """What is kept of a layer, proven as the blob was when it was read; None where nothing sound is."""
     try:
-        path = path_of(root, digest)
+        path = path_of(root, Digest(desc.digest))
         if os.stat(path).st_size > MAX_NBYTES:
             return None
-        return _parse(memoryview(read_small(path, MAX_NBYTES)), digest, blob_nbytes)
+        return _parse(memoryview(read_small(path, MAX_NBYTES)), desc)
     except (OSError, CorruptData, TooLarge, struct.error):
         return None
 
@@ -96,10 +132,22 @@ def kept(root: Path) -> Iterator[Digest]:
         yield digest
 
 
-def _dump(digest: Digest, blob_nbytes: int, stream: Checkpoints, listed: bytes) -> bytes:
-    name = str(digest).encode("ascii")
-    parts = [_HEAD.pack(_POINTS, len(name), blob_nbytes, stream.size), name]
-    parts.append(_POINTS_HEAD.pack(stream.packed_end, len(stream.points)))
+def _dump_stream(stream: Unpacked) -> tuple[int, list[bytes]] | None:
+    """The kind, and what belongs to it."""
+    if isinstance(stream, Checkpoints):
+        return _POINTS, _dump_points(stream)
+    if isinstance(stream, Pieces) and stream.digests is None:
+        rest = -1 if stream.rest is None else stream.rest
+        rows = (stream.table[number] for number in range(len(stream.table)))
+        data = b"".join(_PIECE.pack(span.nbytes, span.packed_at, span.packed_nbytes) for span in rows)
+        return _PIECES, [_PIECES_HEAD.pack(_FORMS.index(stream.form), rest), *_packed(data)]
+    if isinstance(stream, Plain):
+        return _PLAIN, []
+    return (_STREAMED, []) if isinstance(stream, Streamed) else None
+
+
+def _dump_points(stream: Checkpoints) -> list[bytes]:
+    parts = [_POINTS_HEAD.pack(stream.packed_end, len(stream.points))]
     for point in stream.points:
         parts.append(
             _POINT.pack(
@@ -115,28 +163,38 @@ def _dump(digest: Digest, blob_nbytes: int, stream: Checkpoints, listed: bytes) 
                 point.digest,
             )
         )
-    parts += [part for point in stream.points for part in (point.header, point.ahead, point.window)]
-    packed = zstandard.ZstdCompressor(level=_LEVEL).compress(listed)
-    body = b"".join([*parts, _SECTION.pack(len(packed)), packed])
-    return _SEAL.pack(_MAGIC, crc32c(body)) + body
+    return parts + [part for point in stream.points for part in (point.header, point.ahead, point.window)]
 
 
-def _parse(data: memoryview, digest: Digest, blob_nbytes: int) -> Contents:
+def _parse(data: memoryview, desc: Descriptor) -> Contents:
     magic, crc = _SEAL.unpack_from(data)
     body = _Cut(data[_SEAL.size :])
     if magic != _MAGIC or crc != crc32c(body.rest):
         raise CorruptData("not an index, or a damaged one")
-    kind, name_nbytes, stated, size = body.unpack(_HEAD)
-    if kind != _POINTS or body.take(name_nbytes) != str(digest).encode("ascii") or stated != blob_nbytes:
+    kind, name_nbytes, blob_nbytes, size = body.unpack(_HEAD)
+    if body.take(name_nbytes) != str(desc.digest).encode("ascii") or blob_nbytes != desc.size or size >= 1 << 63:
         raise CorruptData("an index of something else")
-    if size >= 1 << 63:
-        raise CorruptData("an index of a stream that is longer than numbers can say")
-    stream = _points(body, size, blob_nbytes)
-    (nbytes,) = body.unpack(_SECTION)
-    packed = body.take(nbytes)
-    if len(body.rest):
-        raise CorruptData("an index with something behind it")
-    return Contents(listing.load(_unpacked(packed), size), stream, Trust.BLOB)
+    stream = _stream(kind, body, size, desc)
+    listed = _unpacked(body)
+    if len(body.rest) or stream.size != size:
+        raise CorruptData("an index that is not what it says")
+    return Contents(listing.load(listed, size), stream, Trust.BLOB)
+
+
+def _stream(kind: int, body: _Cut, size: int, desc: Descriptor) -> Unpacked:
+    if kind == _POINTS:
+        return _points(body, size, desc.size)
+    if kind == _PIECES:
+        form, rest = body.unpack(_PIECES_HEAD)
+        data = _unpacked(body)
+        if form >= len(_FORMS) or len(data) % _PIECE.size or not -1 <= rest < len(data) // _PIECE.size:
+            raise CorruptData("an index of pieces that are none")
+        return Pieces(SpanTable(desc.size, _PIECE.iter_unpack(data)), _FORMS[form], rest=None if rest < 0 else rest)
+    if kind == _PLAIN:
+        return Plain(desc.size)
+    if kind == _STREAMED:
+        return Streamed(desc.size, size, desc.media_type)
+    raise CorruptData("an index of an unknown kind")
 
 
 def _points(body: _Cut, size: int, blob_nbytes: int) -> Checkpoints:
@@ -152,13 +210,21 @@ def _points(body: _Cut, size: int, blob_nbytes: int) -> Checkpoints:
     return Checkpoints(points, size, packed_end)
 
 
-def _unpacked(packed: bytes) -> bytes:
+def _packed(data: bytes) -> tuple[bytes, bytes]:
+    """A section: its length, and `data` packed."""
+    packed = zstandard.ZstdCompressor(level=_LEVEL).compress(data)
+    return _SECTION.pack(len(packed)), packed
+
+
+def _unpacked(body: _Cut) -> bytes:
+    (nbytes,) = body.unpack(_SECTION)
+    packed = body.take(nbytes)
     try:
-        if not 0 <= zstandard.frame_content_size(packed) <= _MAX_LISTED:
-            raise TooLarge("a list of entries that is too long")
+        if not 0 <= zstandard.frame_content_size(packed) <= _MAX_UNPACKED:
+            raise TooLarge("a part of an index that is too long")
         return zstandard.ZstdDecompressor().decompress(packed, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise CorruptData(f"a list of entries that cannot be unpacked: {error}") from None
+        raise CorruptData(f"a part of an index that cannot be unpacked: {error}") from None
 
 
 class _Cut:

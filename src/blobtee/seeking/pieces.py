@@ -32,30 +32,34 @@ Decode = Callable[[memoryview, memoryview], None]
 
 
 class Pieces(SpannedStream):
-    """A span is a piece. With `digests`, SHA-256 of each piece as it is packed, they are compared first."""
+    """A span is a piece. With `digests`, SHA-256 of each piece as it is packed, they are compared first.
 
-    def __init__(self, table: SpanTable, decode: Decode, digests: bytes | None = None) -> None:
+    One piece of gzip may be a row of members: the one whose number is `rest`.
+    """
+
+    def __init__(
+        self, table: SpanTable, form: Compressed, digests: bytes | None = None, rest: int | None = None
+    ) -> None:
         super().__init__(table)
         self.proof = Trust.RAW if digests is None else Trust.ATTESTED
-        self._decode = decode
-        self._digests = digests
+        self.form = form
+        self.digests = digests
+        self.rest = rest
+        self._decode: Decode = gunzip_member_into if form is Compressed.GZIP else _Frame()
 
     def unpack(self, number: int, packed: memoryview) -> memoryview:
-        if self._digests is not None:
-            expected = self._digests[number * DIGEST_NBYTES : (number + 1) * DIGEST_NBYTES]
+        if self.digests is not None:
+            expected = self.digests[number * DIGEST_NBYTES : (number + 1) * DIGEST_NBYTES]
             actual = Sha256(packed)
             if actual.digest() != expected:
                 span = self.table[number]
                 what = f"bytes [{span.packed_at}, {span.packed_at + span.packed_nbytes}) of the layer"
                 raise DigestMismatch(what, f"sha256:{expected.hex()}", f"sha256:{actual.hexdigest()}")
+        if number == self.rest:
+            return memoryview(gunzip(packed, max_output=self.table[number].nbytes))
         out = memoryview(bytearray(self.table[number].nbytes))
         self._decode(packed, out)
         return out
-
-
-def decoder(form: Compressed) -> Decode:
-    """The decoder of a form's pieces, for any number of threads."""
-    return gunzip_member_into if form is Compressed.GZIP else _Frame()
 
 
 class _Frame:
@@ -93,27 +97,14 @@ def members(reader: ReaderAt) -> Pieces | None:
     if not len(table) or rest > MAX_SPAN:
         return None
     if not rest:
-        return Pieces(table, gunzip_member_into)
+        return Pieces(table, Compressed.GZIP)
     number = len(table)
     try:
         last = gunzip(reader.read_at(position, rest), max_output=MAX_SPAN)
     except BlobteeError:
         return None  # too long, or damaged; who reads it in order will say so
     table.append(len(last), position, rest)
-    return _WithRest(table, number)
-
-
-class _WithRest(Pieces):
-    """Members, and the rest of the stream as the last piece."""
-
-    def __init__(self, table: SpanTable, rest: int) -> None:
-        super().__init__(table, gunzip_member_into)
-        self._rest = rest
-
-    def unpack(self, number: int, packed: memoryview) -> memoryview:
-        if number != self._rest:
-            return super().unpack(number, packed)
-        return memoryview(gunzip(packed, max_output=self.table[number].nbytes))
+    return Pieces(table, Compressed.GZIP, rest=number)
 
 
 def frames(reader: ReaderAt) -> Pieces | None:
@@ -141,7 +132,7 @@ def frames(reader: ReaderAt) -> Pieces | None:
             position += packed_nbytes
     except BlobteeError:
         return None
-    return Pieces(table, _Frame()) if _all_skippable(reader, position, start) else None
+    return Pieces(table, Compressed.ZSTD) if _all_skippable(reader, position, start) else None
 
 
 def _all_skippable(reader: ReaderAt, position: int, end: int) -> bool:

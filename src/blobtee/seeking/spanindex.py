@@ -20,7 +20,7 @@ from blobtee.oci import Compressed, Descriptor, Digest
 from blobtee.oci.annotations import INDEX_DIGEST, INDEX_POSITION
 from blobtee.seeking import listing
 from blobtee.seeking.api import Contents
-from blobtee.seeking.pieces import DIGEST_NBYTES, Pieces, decoder
+from blobtee.seeking.pieces import DIGEST_NBYTES, Pieces
 from blobtee.seeking.spans import SpanTable
 from blobtee.seeking.toc import MAX_TOC, check_digest, position
 
@@ -157,7 +157,7 @@ def _parse(index: memoryview, blob_nbytes: int, form: Compressed) -> Contents:
         raise CorruptData("an index whose pieces are not all of the layer")
     digests = bytes(index[at : at + DIGEST_NBYTES * count])
     at += DIGEST_NBYTES * count
-    stream = Pieces(table, decoder(form), digests)
+    stream = Pieces(table, form, digests)
     return Contents(listing.load(index[at:], stream.size), stream, Trust.ATTESTED)
 
 

@@ -1,21 +1,23 @@
 """The contents of a blob that is here whole and proven: what its tar says, and nobody else.
 
 A packed layer is unpacked once from its first to its last byte. That proves what it says of its pieces, so that any
-file of it is read afterwards by the pieces it is in; and where there are none, from the start.
+file of it is read afterwards by the pieces it is in. Any other gzip gets points on the way that it can be unpacked from
+(`checkpoints`). What is left is read from the start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from blobtee.compression import decompress, detect
-from blobtee.content import ReaderAt
+from blobtee.content import ReaderAt, Trust
 from blobtee.errors import CorruptData, DigestMismatch
 from blobtee.layers import Entry, entries
 from blobtee.layers.tarstream import drain
 from blobtee.oci import Compressed, layer_compression
 from blobtee.seeking import pieces, plain
 from blobtee.seeking.api import Contents, Unpacked, stored_nbytes
+from blobtee.seeking.checkpoints import Indexing
 from blobtee.seeking.pieces import Pieces
 from blobtee.seeking.plain import Plain
 from blobtee.seeking.streamed import Streamed
@@ -37,6 +39,8 @@ def contents(reader: ReaderAt, media_type: str, limit: Limit) -> Contents:
     seekable = pieces.members(reader) if form is Compressed.GZIP else None
     seekable = pieces.frames(reader) if form is Compressed.ZSTD else seekable
     found = _proven(reader, seekable, limit) if seekable is not None else None
+    if found is None and form is Compressed.GZIP and reader.trust is Trust.BLOB:
+        return _indexed(reader, media_type, limit)
     return found or _in_order(reader, media_type, limit)
 
 
@@ -51,9 +55,24 @@ def _proven(reader: ReaderAt, stream: Pieces, limit: Limit) -> Contents | None:
     return Contents(found, stream, reader.trust)
 
 
+def _indexed(reader: ReaderAt, media_type: str, limit: Limit) -> Contents:
+    """The contents by points that are found on the way; by none, when what follows the tar is no gzip."""
+    with Indexing(reader.open()) as unpacked:
+        found = list(limit(entries(unpacked)))
+        try:
+            drain(unpacked)
+            stream: Unpacked | None = unpacked.checkpoints()
+        except CorruptData:
+            stream = None
+    return Contents(found, stream or _from_start(reader, media_type, found), reader.trust)
+
+
 def _in_order(reader: ReaderAt, media_type: str, limit: Limit) -> Contents:
     with decompress(reader.open(), media_type) as unpacked:
         found = list(limit(entries(unpacked)))
+    return Contents(found, _from_start(reader, media_type, found), reader.trust)
+
+
+def _from_start(reader: ReaderAt, media_type: str, found: Sequence[Entry]) -> Streamed:
     size = max((entry.offset + stored_nbytes(entry) for entry in found), default=0)
-    stream: Unpacked = Streamed(reader.size, size, media_type)
-    return Contents(found, stream, reader.trust)
+    return Streamed(reader.size, size, media_type)
