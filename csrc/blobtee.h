@@ -203,9 +203,9 @@ typedef struct bt_gzpoint {
 } bt_gzpoint;
 
 /* Lets a stream that has not begun give points (about 350 KB more): one where the first member's data begins, then one
- * after each spacing_nbytes of input or output, whichever is sooner, at the end of the block that is being read, or
- * within it when it goes on for that long again. Where a member begins, sooner. Two points are never in the same 32 KiB of
- * output of one member. 1..BT_GZPOINT_MAX_SPACING; BT_BAD_ARGUMENT also for a stream that has begun; BT_BUSY; BT_NO_MEMORY.
+ * after each spacing_nbytes of input or output, whichever is sooner, at the end of the block that is being read; within
+ * it when it goes on for that long again, and for each spacing from then on; where a member begins, sooner. Two points are
+ * never in the same 32 KiB of output of one member. 1..BT_GZPOINT_MAX_SPACING; BT_BAD_ARGUMENT also for a stream that has begun; BT_BUSY; BT_NO_MEMORY.
  *
  * bt_inflate then returns early when a point is there, with input and space left, and answers BT_NOT_DRAINED, having done
  * nothing, until it is taken. */

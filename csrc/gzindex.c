@@ -41,7 +41,8 @@ struct marker {
     enum { NONE, RIPENING, WAITING } state;
     bt_gzpoint point;
     /* the block that is being read */
-    struct tape header; /* it, and what follows */
+    struct tape header;  /* its header, and what follows */
+    size_t header_nbits; /* how long the header is, once there was a point within the block; 0 before */
     int begun;          /* its first bit was changed, having been ... */
     int final;          /* ... this */
     /* what comes after the point: compressed, and not */
@@ -120,8 +121,8 @@ static void reset(struct inflate_state *d)
 
 /* ---- points ------------------------------------------------------------------------------------------------- */
 
-/* How many bits the header of this block has, tried out: ISA-L does not say. 0: it is not all on the tape. */
-static size_t header_nbits(struct marker *m)
+/* How many bits the header of this block has, tried out: ISA-L does not say. 0: none that is all on the tape. */
+static size_t find_header_nbits(struct marker *m)
 {
     size_t most = 8 * m->header.nbytes - m->header.skip_nbits;
     if (most > 8 * (HEADER_NBYTES - 1))
@@ -267,6 +268,7 @@ void bt_marker_begin_body(bt_inflater *z, uint64_t in_nbytes)
 {
     struct marker *m = z->marker;
     m->begun = 0;
+    m->header_nbits = 0;
     record_ahead(&m->header, &z->deflate);
     /* needs no window, so it is worth having where another one would not be */
     if (!m->any || is_far(m, 8 * in_nbytes, m->spacing_nbytes / 4))
@@ -352,11 +354,18 @@ static int fill(bt_inflater *z, uint64_t end_nbytes, struct span *in)
     if (at_end && !m->final) {
         d->block_state = ISAL_BLOCK_NEW_HDR;
         m->begun = 0;
+        m->header_nbits = 0;
         record_ahead(&m->header, d);
         if (is_far(m, in_nbits, m->spacing_nbytes))
             note(z, in_nbits, 0);
-    } else if (d->block_state == ISAL_BLOCK_CODED && is_far(m, in_nbits, 2 * m->spacing_nbytes)) {
-        note(z, in_nbits, header_nbits(m));
+    } else if (d->block_state == ISAL_BLOCK_CODED &&
+               is_far(m, in_nbits, m->header_nbits > 0 ? m->spacing_nbytes : 2 * m->spacing_nbytes)) {
+        /* that it goes on for so long already says that it may go on for long */
+        if (m->header_nbits == 0)
+            m->header_nbits = find_header_nbits(m);
+        if (m->header_nbits == 0)
+            return BT_INTERNAL;
+        note(z, in_nbits, m->header_nbits);
     }
     return BT_OK;
 }
