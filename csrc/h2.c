@@ -166,10 +166,10 @@ static int64_t sweep_connection(struct h2_connection *c, int64_t now, int is_sho
         }
         due = end;
     }
-    if (c->leaving == 1) {
+    if (c->leaving == SAYS_GOODBYE) {
         /* It has not answered the ping of the goodbye. */
         if (now - c->used_ns > SECOND_NS) {
-            c->leaving = 3;
+            c->leaving = HAS_HEARD;
             h2_feed(c, NULL, 0);
         } else {
             due = earlier(due, c->used_ns + SECOND_NS + 1);
@@ -446,10 +446,9 @@ static void each_connection(bt_h2 *s, void (*work)(struct h2_connection *))
 /* Say that no new stream will be taken soon; when the ping comes back, that none is (RFC 9113 section 6.8). */
 static void say_goodbye(struct h2_connection *c)
 {
-    c->leaving = 1;
+    c->leaving = SAYS_GOODBYE;
     c->used_ns = h2_now_ns();
     nghttp2_submit_shutdown_notice(c->session);
-    nghttp2_submit_ping(c->session, NGHTTP2_FLAG_NONE, (const uint8_t *)"goodbye");
     h2_pump(c, 0);
     h2_arm(c, 0);
 }

@@ -37,6 +37,9 @@ enum {
     GRPC_UNAVAILABLE = 14
 };
 
+/* How far a connection's goodbye has come. */
+enum { STAYS, SAYS_GOODBYE, HAS_HEARD, LEAVES };
+
 /* A message that is coming, waits, or is in the hands of who took it. */
 struct h2_message {
     struct h2_message *next;
@@ -103,7 +106,7 @@ struct h2_connection {
     uint8_t *out; /* NULL when there is nothing to write */
     size_t out_at, out_nbytes;
     struct h2_run run;
-    int claimed, blocked, dead, leaving, greeted, working;
+    int claimed, blocked, dead, greeted, working, leaving;
     uint32_t armed;
     int32_t active; /* the stream that was heard of last */
     int64_t began_ns, used_ns, tokens_ns, tokens;

@@ -205,7 +205,7 @@ void bt_h2_release(bt_h2_call *k)
     }
     k->watched = 0;
     h2_unref(k);
-    if (c->leaving == 4)
+    if (c->leaving == LEAVES)
         h2_pump(c, 0);
     pthread_mutex_unlock(&c->lock);
     h2_let_go(c);

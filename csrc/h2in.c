@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TOKENS_MAX = 20000, TOKENS_EACH_MS = 2, TOKENS_OF_WORK = 100 };
+enum { TOKENS_MAX = 20000, TOKENS_EACH_MS = 2, TOKENS_OF_WORK = 100, TOKEN_NBYTES = 128 };
 
 /* Older versions of the library have no such limits, and need no lifting of them: containerd's client ends each read by a
  * reset, thousands in a second. What resets cost is bounded by `max_calls`, which counts handlers, and by the tokens. */
@@ -176,21 +176,23 @@ static void earn(struct h2_connection *c, int64_t tokens)
     c->tokens = c->tokens + tokens > TOKENS_MAX ? TOKENS_MAX : c->tokens + tokens;
 }
 
-/* Frames cost, work is refunded: a peer that sends nothing of use is sent away. */
+/* Frames and bytes cost, work is refunded: a peer that sends nothing of use is sent away. */
 static int on_begin_frame(nghttp2_session *session, const nghttp2_frame_hd *hd, void *user)
 {
-    struct h2_connection *c = user;
     (void)session;
     (void)hd;
-    if (--c->tokens >= 0)
+    ((struct h2_connection *)user)->tokens--;
+    return 0;
+}
+
+static int is_broke(struct h2_connection *c)
+{
+    if (c->tokens >= 0)
         return 0;
     int64_t now = h2_now_ns(), ms = (now - c->tokens_ns) / 1000000;
     c->tokens_ns = now;
     earn(c, ms > TOKENS_MAX ? TOKENS_MAX : ms * TOKENS_EACH_MS);
-    if (c->tokens >= 0)
-        return 0;
-    c->leaving = 2;
-    return 0;
+    return c->tokens < 0;
 }
 
 static int on_begin_headers(nghttp2_session *session, const nghttp2_frame *frame, void *user)
@@ -379,8 +381,8 @@ static int on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *
         c->greeted = 1;
         return 0;
     case NGHTTP2_PING:
-        if (frame->hd.flags & NGHTTP2_FLAG_ACK && c->leaving == 1)
-            c->leaving = 3;
+        if (frame->hd.flags & NGHTTP2_FLAG_ACK && c->leaving == SAYS_GOODBYE)
+            c->leaving = HAS_HEARD;
         return 0;
     case NGHTTP2_HEADERS:
     case NGHTTP2_DATA:
@@ -424,7 +426,7 @@ static int on_data(nghttp2_session *session, uint8_t flags, int32_t stream, cons
         return 0;
     c->active = k->id;
     k->window_nbytes -= (int64_t)nbytes;
-    earn(c, 1);
+    earn(c, 1 + (int64_t)nbytes / TOKEN_NBYTES);
     while (data < end && !k->done) {
         struct h2_message *m = k->coming;
         if (m == NULL) {
@@ -467,16 +469,17 @@ int h2_feed(struct h2_connection *c, const uint8_t *in, size_t nbytes)
     ssize_t n;
 
     c->working = 1;
+    c->tokens -= (int64_t)nbytes / TOKEN_NBYTES;
     n = nghttp2_session_mem_recv(c->session, in, nbytes);
     c->working = 0;
     if (n < 0)
         return -1;
-    if (c->leaving == 2) {
+    if (is_broke(c)) {
         nghttp2_session_terminate_session(c->session, NGHTTP2_ENHANCE_YOUR_CALM);
         return -1;
     }
-    if (c->leaving == 3) {
-        c->leaving = 4;
+    if (c->leaving == HAS_HEARD) {
+        c->leaving = LEAVES;
         nghttp2_submit_goaway(c->session, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(c->session),
                               NGHTTP2_NO_ERROR, NULL, 0);
     }

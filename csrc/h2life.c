@@ -203,7 +203,7 @@ void h2_pump(struct h2_connection *c, int ends)
 {
     if (c->dead)
         return;
-    if (h2_write(c) != 0 || ends || (c->leaving == 4 && c->calls == NULL && c->out == NULL))
+    if (h2_write(c) != 0 || ends || (c->leaving == LEAVES && c->calls == NULL && c->out == NULL))
         h2_lose(c);
 }
 

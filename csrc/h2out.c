@@ -221,10 +221,13 @@ static ssize_t on_frame_length(nghttp2_session *session, uint8_t type, int32_t s
     return (ssize_t)(n < H2_BUFFER_NBYTES / 2 ? n : H2_BUFFER_NBYTES / 2);
 }
 
-/* A stream that was answered before its client had said all: it need not say more (RFC 9113 section 8.1). */
 static int on_sent(nghttp2_session *session, const nghttp2_frame *frame, void *user)
 {
-    (void)user;
+    struct h2_connection *c = user;
+    /* The ping must not overtake the goodbye, as it would if both were submitted at once. */
+    if (frame->hd.type == NGHTTP2_GOAWAY && c->leaving == SAYS_GOODBYE)
+        nghttp2_submit_ping(session, NGHTTP2_FLAG_NONE, (const uint8_t *)"goodbye");
+    /* A stream that was answered before its client had said all: it need not say more (RFC 9113 section 8.1). */
     if (frame->hd.type == NGHTTP2_HEADERS && frame->hd.flags & NGHTTP2_FLAG_END_STREAM &&
         nghttp2_session_get_stream_remote_close(session, frame->hd.stream_id) == 0)
         nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame->hd.stream_id, NGHTTP2_NO_ERROR);

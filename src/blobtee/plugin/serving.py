@@ -32,9 +32,13 @@ _GOODBYE_SECONDS = 1.5
 class Serving:
     """Serves services on sockets, from `start` to `stop`."""
 
-    def __init__(self, *, buffered_nbytes: int = BUFFERED_NBYTES, connections: int = MAX_CONNECTIONS) -> None:
+    def __init__(
+        self, *, buffered_nbytes: int = BUFFERED_NBYTES, connections: int = MAX_CONNECTIONS, **seconds: float
+    ) -> None:
         """See `H2Server` for the limits."""
-        self._server = H2Server(message_nbytes=MAX_MESSAGE, buffered_nbytes=buffered_nbytes, connections=connections)
+        self._server = H2Server(
+            message_nbytes=MAX_MESSAGE, buffered_nbytes=buffered_nbytes, connections=connections, **seconds
+        )
         self._listeners: list[tuple[socket.socket, int]] = []
         self._methods: dict[str, int] = {}
         self._handlers: list[list[Handler | None]] = []
