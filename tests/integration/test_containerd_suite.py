@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration import gotools
-from tests.integration.daemons import Blobtee, Daemon, running_blobtee, running_containerd
+from tests.integration.daemons import Blobtee, Daemon, running_blobtee, running_containerd, wait_for
 
 SOURCE = Path(__file__).parent / "containerd"
 
@@ -43,6 +43,15 @@ def run(suite: Path, socket: Path, test: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("test", ["TestRaw", "TestMetadata", "TestEdges"])
 def test_the_store_behind_a_socket(suite: Path, blobtee: Blobtee, tmp_path: Path, test: str) -> None:
     run(suite, blobtee.socket("one"), test, tmp_path)
+
+
+def test_calls_during_a_stop_are_answered_or_unavailable(suite: Path, blobtee: Blobtee, tmp_path: Path) -> None:
+    command = [suite, "-socket", blobtee.socket("one"), "-test.run", "TestStopping", "-test.v"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as client:
+        wait_for("calls are under way", (tmp_path / "running").exists)
+        assert blobtee.end() == 0
+        said, _ = client.communicate(timeout=60)
+        assert client.returncode == 0, said[-4000:]
 
 
 @pytest.fixture
