@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -60,6 +61,15 @@ def test_sigterm_lets_a_write_end(blobtee: Blobtee) -> None:
     assert blobtee.process.wait(30) == 0
     client.channel.close()
     assert "stopped" in blobtee.log
+
+
+def test_a_signal_that_reaches_another_thread_ends_it_too(blobtee: Blobtee) -> None:
+    assert blobtee.process is not None
+    main = blobtee.process.pid
+    other = max(int(name) for name in os.listdir(f"/proc/{main}/task"))
+    assert other != main
+    assert ctypes.CDLL(None).tgkill(main, other, signal.SIGTERM) == 0
+    assert blobtee.process.wait(20) == 0
 
 
 def test_a_write_that_does_not_end_is_cancelled_and_can_be_resumed(tmp_path: Path) -> None:

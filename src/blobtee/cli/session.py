@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import functools
 import os
-import queue
 import signal
 import sys
 import threading
@@ -229,8 +228,10 @@ def interruptible(work: Callable[[], int]) -> int:
     that cancelling needs may be held.
     """
     cancellation = Cancellation()
-    # SimpleQueue may be written to from a signal handler that interrupts its own reader.
-    messages: queue.SimpleQueue[int] = queue.SimpleQueue()
+    # The kernel may give a signal to any thread, as it does while a tracer has the main one: by the wakeup descriptor the
+    # main thread hears of those too.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
     outcome: list[int | BaseException] = []
 
     def body() -> None:
@@ -239,26 +240,32 @@ def interruptible(work: Callable[[], int]) -> int:
                 outcome.append(work())
         except BaseException as error:
             outcome.append(error)
-        messages.put(0)
+        os.write(writer, b"\0")
 
     def heard(number: int, frame: FrameType | None) -> None:
-        messages.put(number)
+        """What is done is done by the reader."""
 
     before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     interrupted = False
     try:
         context = contextvars.copy_context()
         thread = threading.Thread(target=context.run, args=(body,), name="blobtee-verb", daemon=True)
         thread.start()
-        while messages.get():
+        while (number := os.read(reader, 1)[0]) != 0:
+            if number not in before:
+                continue
             if interrupted:
                 os._exit(INTERRUPTED)
             interrupted = True
             cancellation.cancel("interrupted")
         thread.join()
     finally:
+        signal.set_wakeup_fd(wakeup_before)
         for number, handler in before.items():
             signal.signal(number, handler)
+        os.close(reader)
+        os.close(writer)
     result = outcome[0]
     if interrupted and isinstance(result, BaseException):
         raise Interrupted from result
