@@ -63,7 +63,7 @@ bench-peers: $(VENV)/bench ## Measure beside Go's path on this machine (needs Go
 	$(BIN)/python -m benchmarks.peers
 
 bench-plugin: $(VENV)/bench ## Measure the content service beside containerd's own store (needs Go)
-	$(BIN)/python -m benchmarks.plugin
+	$(BIN)/python -m benchmarks.plugin $(BENCH_ARGS)
 
 soak: $(VENV)/bench ## Ten minutes of mixed load on the content service: nothing may grow, no byte be wrong
 	$(BIN)/python -m benchmarks.soak

@@ -33,13 +33,19 @@ func (m *memoryLabels) Update(blob digest.Digest, labels map[string]string) (map
 }
 
 func (m *memoryLabels) change(blob digest.Digest, from, by map[string]string) map[string]string {
-	next := map[string]string{}
-	maps.Copy(next, from)
-	maps.Copy(next, by)
-	maps.DeleteFunc(next, func(_, value string) bool { return value == "" })
+	next := changed(from, by)
 	if m.known == nil {
 		m.known = map[digest.Digest]map[string]string{}
 	}
 	m.known[blob] = next
 	return maps.Clone(next)
+}
+
+// changed is `from` with the labels of `by`, where an empty value takes one away.
+func changed(from, by map[string]string) map[string]string {
+	next := map[string]string{}
+	maps.Copy(next, from)
+	maps.Copy(next, by)
+	maps.DeleteFunc(next, func(_, value string) bool { return value == "" })
+	return next
 }

@@ -1,6 +1,10 @@
 // What containerd brings to the tests of the content service.
 //
-//	serve -socket PATH -root DIR     containerd's own local store behind the content service: the peer to compare with
+//	serve -socket PATH -root DIR [-labels KIND]     containerd's own local store behind the content service: the peer to
+//	                                                compare with
+//
+// KIND is where labels are: in "memory", gone with the process; in "bolt", a file that each change is synced to; or in
+// containerd's whole "metadata", which is what clients of a containerd talk to that has a content store of its own.
 //
 // The suite is in the test files: `go test -c`, then `-socket PATH -mode MODE -test.v` (see suite_test.go).
 package main
@@ -15,6 +19,7 @@ import (
 	"syscall"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/services/content/contentserver"
 	"google.golang.org/grpc"
@@ -36,15 +41,16 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 || args[0] != "serve" {
-		return errors.New("usage: serve -socket PATH -root DIR")
+		return errors.New("usage: serve -socket PATH -root DIR [-labels memory|bolt|metadata]")
 	}
 	flags := flag.NewFlagSet("serve", flag.ExitOnError)
 	socket := flags.String("socket", "", "where to listen")
 	root := flags.String("root", "", "folder of the store")
+	labels := flags.String("labels", "memory", "where labels are kept: memory, bolt or metadata")
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
 	}
-	store, err := local.NewLabeledStore(*root, &memoryLabels{})
+	store, err := newStore(*root, *labels)
 	if err != nil {
 		return err
 	}
@@ -52,7 +58,11 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	server := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage))
+	options := []grpc.ServerOption{grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage)}
+	if *labels == "metadata" {
+		options = append(options, namespacing...)
+	}
+	server := grpc.NewServer(options...)
 	contentapi.RegisterContentServer(server, contentserver.New(store))
 	healthapi.RegisterHealthServer(server, health.NewServer())
 	ended := make(chan os.Signal, 1)
@@ -62,4 +72,23 @@ func run(args []string) error {
 		server.Stop()
 	}()
 	return server.Serve(listener)
+}
+
+func newStore(root, labels string) (content.Store, error) {
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return nil, err
+	}
+	switch labels {
+	case "memory":
+		return local.NewLabeledStore(root, &memoryLabels{})
+	case "bolt":
+		kept, err := newBoltLabels(root)
+		if err != nil {
+			return nil, err
+		}
+		return local.NewLabeledStore(root, kept)
+	case "metadata":
+		return newMetadataStore(root)
+	}
+	return nil, fmt.Errorf("labels are kept in memory, bolt or metadata, not in %q", labels)
 }
