@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import struct
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -222,6 +223,41 @@ def test_pages_that_lead_in_a_circle_are_damage(tmp_path: Path) -> None:
     path.write_bytes(data)
     with Bolt(path) as file, pytest.raises(DataLoss, match="leads back"):
         list(file.root.items())
+
+
+class SharedPages(BoltFile):
+    """Trees that are the same object have one page, which all buckets lead to."""
+
+    def _store(self, tree: Tree) -> int:
+        self._stored: dict[int, int] = getattr(self, "_stored", {})
+        if id(tree) not in self._stored:
+            self._stored[id(tree)] = super()._store(tree)
+        return self._stored[id(tree)]
+
+
+def test_pages_that_many_buckets_claim_cost_no_more_than_the_file_is_large(tmp_path: Path) -> None:
+    one = blob(1, {b"label-%d" % number: b"x" * 60_000 for number in range(5)})
+    blobs = {Digest.of(b"%d" % number).encode(): one for number in range(400)}
+    path = tmp_path / "meta.db"
+    path.write_bytes(SharedPages(metadata_of({"default": blobs}), inline=False).data)
+    size = path.stat().st_size
+    assert size < 1 << 19
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataLoss, match="again and again"):
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 20 * size
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "meta.db"
+    path.write_bytes(BoltFile({b"a": {b"key": b"value" * 10}}, inline=False).data)
+    with Bolt(path) as file:
+        os.truncate(path, 3 * 4096)
+        with pytest.raises(DataLoss, match="shorter"):
+            list(file.root.items())
 
 
 def test_damage_anywhere_is_data_loss_or_other_keys_and_nothing_else(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 A tree of pages: branch pages lead to leaf pages, whose elements are keys with values or with buckets, which are trees
 themselves, or pages inside of the value when they are small. Everything is little-endian. Nothing is believed: what a
-damaged or hostile file says of places and sizes is checked, and no page is visited twice on one way.
+damaged or hostile file says of places and sizes is checked, no page is visited twice on one way, and a file whose pages
+lead to each other again and again is given up before it costs more than its size could.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +29,13 @@ _IS_BRANCH, _IS_LEAF, _HOLDS_BUCKET = 1, 2, 1
 _PAGE_SIZES = tuple(1 << bits for bits in range(9, 17))
 _MOST_LEVELS = 64
 _MAX_FILE = 1 << 34
-_MOST_KEYS = 50_000_000
-"""Read in all: pages that lead to the same page many times would be read many times."""
+_MAX_PAGE = 64 << 20
+"""Bytes of a page with what overflows it, which is one key with its value: containerd's largest are specs of containers,
+far below."""
+
+_MOST_READS = 8
+"""How often the whole file's size may be read. A page belongs to one bucket; whoever reads buckets once, or some of them
+twice, stays below. Pages that many buckets claim would cost any number of bytes, to read and to keep."""
 
 
 class Bolt:
@@ -39,25 +45,25 @@ class Bolt:
     def __init__(self, path: Path) -> None:
         """`NotFound`, `PermissionDenied`; `DataLoss`: neither of its two heads is in order."""
         self._path = path
+        self._fd = -1
         with os_errors(f"read {path}"):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            try:
-                size = os.fstat(fd).st_size
-                if not 2 * _PAGE_SIZES[0] <= size <= _MAX_FILE:
-                    raise DataLoss(f"{path} is no database of containerd's: it has {size} bytes")
-                self._data = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
-            finally:
-                os.close(fd)
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
+            found = os.fstat(self._fd)
+            self._size = found.st_size
+            if not stat.S_ISREG(found.st_mode) or not 2 * _PAGE_SIZES[0] <= self._size <= _MAX_FILE:
+                raise DataLoss(f"{path} is no database of containerd's: it has {self._size} bytes")
             self._page_size, root = self._head()
         except BaseException:
-            self._data.close()
+            self.close()
             raise
-        self._keys = 0
+        self._budget = _MOST_READS * self._size
         self.root = Bucket(self, root, 0)
 
     def close(self) -> None:
-        self._data.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def __enter__(self) -> Self:
         return self
@@ -70,18 +76,28 @@ class Bolt:
     def page(self, number: int) -> bytes:
         """The page with what overflows it."""
         start = number * self._page_size
-        if not 0 <= start <= len(self._data) - self._page_size:
+        if not 0 <= start <= self._size - self._page_size:
             raise self.damaged(f"page {number} is outside of the file")
-        overflow = _PAGE.unpack_from(self._data, start)[3]
-        end = start + (overflow + 1) * self._page_size
-        if end > len(self._data):
-            raise self.damaged(f"page {number} is longer than the file")
-        return self._data[start:end]
+        page = self._read(start, self._page_size)
+        nbytes = (_PAGE.unpack_from(page)[3] + 1) * self._page_size
+        if nbytes > min(self._size - start, _MAX_PAGE):
+            raise self.damaged(f"page {number} is longer than the file, or than any key with its value")
+        self.spend(nbytes)
+        return page if nbytes == self._page_size else self._read(start, nbytes)
 
-    def count(self, keys: int) -> None:
-        self._keys += keys
-        if self._keys > _MOST_KEYS:
-            raise self.damaged(f"more than {_MOST_KEYS} keys")
+    def spend(self, nbytes: int) -> None:
+        """That many bytes are about to be looked at."""
+        self._budget -= nbytes
+        if self._budget < 0:
+            raise self.damaged("its pages lead to each other again and again")
+
+    def _read(self, start: int, nbytes: int) -> bytes:
+        # Not mapped: a file that becomes shorter would end the process.
+        with os_errors(f"read {self._path}"):
+            data = os.pread(self._fd, nbytes, start)
+        if len(data) != nbytes:
+            raise self.damaged("it became shorter")
+        return data
 
     def damaged(self, what: str) -> DataLoss:
         return DataLoss(f"{self._path} is damaged: {what}")
@@ -91,14 +107,16 @@ class Bolt:
         found: list[tuple[int, int, int]] = []
         # The first head is at 0; where the second is, only a page size tells.
         for size in (0, *_PAGE_SIZES):
-            at = size + _PAGE.size
-            if at + _META.size + 8 > len(self._data) or (found and size not in (0, found[0][1])):
+            nbytes = _PAGE.size + _META.size + 8
+            if size + nbytes > self._size or (found and size not in (0, found[0][1])):
                 continue
-            magic, version, page_size, _, root, _, _, _, transaction = _META.unpack_from(self._data, at)
-            (checksum,) = struct.unpack_from("<Q", self._data, at + _META.size)
+            head = self._read(size, nbytes)
+            meta = head[_PAGE.size : _PAGE.size + _META.size]
+            magic, version, page_size, _, root, _, _, _, transaction = _META.unpack(meta)
+            (checksum,) = struct.unpack_from("<Q", head, _PAGE.size + _META.size)
             if (magic, version) != (_MAGIC, _VERSION) or page_size not in _PAGE_SIZES or size not in (0, page_size):
                 continue
-            if checksum == _fnv1a(self._data[at : at + _META.size]):
+            if checksum == _fnv1a(meta):
                 found.append((transaction, page_size, root))
         if not found:
             raise DataLoss(f"{self._path} is no database of containerd's, or damaged: it has no head")
@@ -129,6 +147,7 @@ class Bucket:
     def items(self) -> Iterator[tuple[bytes, bytes | Bucket]]:
         """`DataLoss`: not in order."""
         if self._inline is not None:
+            self._file.spend(len(self._inline))
             yield from self._leaf(self._inline)
             return
         seen: set[int] = set()
@@ -154,7 +173,6 @@ class Bucket:
         _, flags, count, _ = _PAGE.unpack_from(page)
         if not flags & _IS_LEAF or _PAGE.size + count * _LEAF.size > len(page):
             raise self._file.damaged("a page of keys is none")
-        self._file.count(count)
         for number in range(count):
             at = _PAGE.size + number * _LEAF.size
             element, position, key_size, value_size = _LEAF.unpack_from(page, at)

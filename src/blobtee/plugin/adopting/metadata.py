@@ -69,18 +69,19 @@ def in_use(path: Path) -> bool:
 
 
 def _learn(known: Known, blob: Bucket) -> None:
-    created, updated = _time(blob.value(b"createdat")), _time(blob.value(b"updatedat"))
+    of_blob = {key: member for key, member in blob.items() if key in (b"createdat", b"updatedat", b"labels")}
+    created, updated = _time(of_blob.get(b"createdat")), _time(of_blob.get(b"updatedat"))
     known.created_at = min(filter(None, (known.created_at, created)), default=0)
     known.updated_at = max(known.updated_at, updated, known.created_at)
-    labels = blob.bucket(b"labels")
-    for key, value in labels.items() if labels is not None else ():
+    labels = of_blob.get(b"labels")
+    for key, value in labels.items() if isinstance(labels, Bucket) else ():
         if isinstance(value, bytes) and key and value:
             known.labels.setdefault(key.decode(errors="replace"), value.decode(errors="replace"))
 
 
-def _time(data: bytes | None) -> int:
+def _time(data: bytes | Bucket | None) -> int:
     """As Go's `time.Time` writes itself; 0 for none, and for one that no nanoseconds since the epoch can say."""
-    if data is None or len(data) < _TIME.size:
+    if not isinstance(data, bytes) or len(data) < _TIME.size:
         return 0
     _, seconds, nanos, _ = _TIME.unpack_from(data)
     time = (int(seconds) + _YEAR_1) * 1_000_000_000 + int(nanos)
