@@ -71,6 +71,10 @@ class References:
             raise InvalidArgument(f"no name of a tenant: {tenant!r:.80} (letters, digits, - _ and dots, 63 at most)")
         self._leases.ensure(_LEASE + tenant, flat=True)
 
+    def tenants(self) -> set[str]:
+        """Every tenant that the store knows."""
+        return {lease.id.removeprefix(_LEASE) for lease in self._leases.all() if lease.id.startswith(_LEASE)}
+
     def get(self, tenant: str, digest: str) -> Reference:
         """`NotFound`: the tenant does not hold it."""
         with self._database.reading() as connection:

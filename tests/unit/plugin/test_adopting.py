@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
 import random
+import shutil
 import struct
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from blobtee.cache import CacheManager
 from blobtee.content import LocalStore
+from blobtee.content.files import os_errors
+from blobtee.content.ingests import MAX_REF
 from blobtee.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from blobtee.oci import Descriptor, Digest
-from blobtee.plugin.adopting import adopt
+from blobtee.plugin.adopting import adopt, taking
 from blobtee.plugin.adopting.bolt import Bolt
 from blobtee.plugin.adopting.metadata import read
 from blobtee.plugin.adopting.taking import CONTENT, METADATA
-from blobtee.plugin.references import References
+from blobtee.plugin.references import Reference, References
+from blobtee.plugin.sweeping import Sweeper
 from blobtee.plugin.tenants import Tenant
 from tests.unit.plugin.boltfile import BoltFile, Tree
 
@@ -83,6 +89,19 @@ def tenant(store: LocalStore) -> Tenant:
 def read_of(store: Tenant, data: bytes) -> bytes:
     with store.reader_at(Descriptor("", Digest.of(data), len(data))) as reader:
         return reader.read_at(0, len(data))
+
+
+def during_hashing(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> list[object]:
+    """Let something happen while a blob is being hashed; what came of it each time."""
+    seen = []
+    pieces = taking._pieces
+
+    def meanwhile(file: Path) -> Iterator[memoryview]:
+        seen.append(work())
+        return pieces(file)
+
+    monkeypatch.setattr(taking, "_pieces", meanwhile)
+    return seen
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -167,6 +186,132 @@ def test_a_containerd_that_runs_is_noticed(containerd: Path, store: LocalStore) 
         assert any("containerd runs" in note for note in adopt(containerd, store, "default").notes)
         with LocalStore(containerd / CONTENT) as inside, pytest.raises(FailedPrecondition, match="stop it"):
             adopt(containerd, inside, "default")
+
+
+def test_a_containerd_that_starts_meanwhile_waits(containerd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_free() -> bool:
+        with open(containerd / METADATA) as database:
+            try:
+                fcntl.flock(database, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+    seen = during_hashing(monkeypatch, is_free)
+    with LocalStore(containerd / CONTENT) as store:
+        adopt(containerd, store, "default")
+    assert set(seen) == {False}
+    assert is_free()
+
+
+def test_a_containerd_that_began_meanwhile_is_noticed(containerd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (containerd / METADATA).unlink()
+    with ExitStack() as stack:
+
+        def start() -> None:
+            if not (containerd / METADATA).exists():
+                fcntl.flock(stack.enter_context(open(containerd / METADATA, "w")), fcntl.LOCK_EX)
+
+        during_hashing(monkeypatch, start)
+        with LocalStore(containerd / CONTENT) as store, pytest.raises(FailedPrecondition, match="stop it"):
+            adopt(containerd, store, "default")
+
+
+def test_the_database_of_another_place_hides_no_containerd_that_runs(containerd: Path, tmp_path: Path) -> None:
+    shutil.copy(containerd / METADATA, tmp_path / "copy.db")
+    with open(containerd / METADATA) as database, LocalStore(containerd / CONTENT) as store:
+        fcntl.flock(database, fcntl.LOCK_EX)
+        with pytest.raises(FailedPrecondition, match="stop it"):
+            adopt(containerd, store, "default", database=tmp_path / "copy.db")
+
+
+def test_a_database_that_was_named_has_to_be_one(containerd: Path, store: LocalStore, tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        adopt(containerd, store, "default", database=tmp_path / "absent.db")
+    with pytest.raises(DataLoss):
+        adopt(containerd, store, "default", database=Path("/dev/zero"))
+    assert list(store.walk()) == []
+
+
+def test_the_unfinished_blobs_of_a_namespace_that_is_called_tenant(containerd: Path) -> None:
+    ref = b"tenant/7/layer-y"
+    ingest = containerd / CONTENT / "ingest" / hashlib.sha256(ref).hexdigest()
+    ingest.mkdir()
+    (ingest / "ref").write_bytes(ref)
+    (ingest / "data").write_bytes(b"some")
+    with LocalStore(containerd / CONTENT) as store:
+        for count in (2, 0):
+            assert adopt(containerd, store, "default").ingests == count
+            refs = [(status.ref, status.offset) for status in tenant(store).statuses()]
+            assert sorted(refs) == [("k8s.io/3/layer-x", 4), ("tenant/7/layer-y", 4)]
+        assert len(store.statuses()) == 2
+
+
+def test_a_ref_that_is_too_long_with_the_tenants_name_keeps_no_other(containerd: Path, store: LocalStore) -> None:
+    ref = b"x" * MAX_REF
+    ingest = containerd / CONTENT / "ingest" / hashlib.sha256(ref).hexdigest()
+    ingest.mkdir()
+    (ingest / "ref").write_bytes(ref)
+    (ingest / "data").write_bytes(b"some")
+    done = adopt(containerd, store, "default")
+    assert (done.ingests, len(done.notes)) == (1, 1)
+
+
+def test_a_blob_that_goes_meanwhile_keeps_no_other(
+    containerd: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = containerd / CONTENT / "blobs" / "sha256" / Digest.of(ONE).hex
+    during_hashing(monkeypatch, lambda: gone.unlink(missing_ok=True))
+    done = adopt(containerd, store, "default")
+    assert (done.held, done.damaged) == (1, [])
+    assert [note for note in done.notes if "removed while" in note] == done.notes != []
+    assert read_of(tenant(store), TWO) == TWO
+
+
+def test_a_blob_that_the_disk_cannot_read_keeps_no_other(
+    containerd: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = taking._pieces
+
+    def broken(file: Path) -> Iterator[memoryview]:
+        with os_errors("read it"):
+            if file.name == Digest.of(ONE).hex:
+                raise OSError(errno.EIO, "Input/output error")
+        return pieces(file)
+
+    monkeypatch.setattr(taking, "_pieces", broken)
+    done = adopt(containerd, store, "default")
+    assert (done.held, done.damaged) == (1, [Digest.of(ONE)])
+    with LocalStore(containerd / CONTENT) as inside:
+        assert adopt(containerd, inside, "default").held == 1
+        assert inside.quarantined() == [], "nobody knows that it is bad"
+
+
+def test_in_place_a_blob_that_lost_its_end_is_damage_without_verifying_too(containerd: Path) -> None:
+    with LocalStore(containerd / CONTENT) as store:
+        adopt(containerd, store, "default")
+        os.truncate(containerd / CONTENT / "blobs" / "sha256" / Digest.of(TWO).hex, 5)
+        done = adopt(containerd, store, "default", verify=False)
+        assert (done.held, done.damaged) == (1, [Digest.of(TWO)])
+
+
+def test_what_is_swept_before_it_is_held_is_taken_again(
+    containerd: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tenant(store)
+    with before.writer("ref") as writer:
+        writer.write(ONE)
+        writer.commit()
+    before.delete(Digest.of(ONE))
+    take_over = References.take_over
+
+    def after_a_sweep(references: References, name: str, batch: list[Reference]) -> None:
+        assert Sweeper(store, references).sweep() == 1
+        take_over(references, name, batch)
+
+    monkeypatch.setattr(References, "take_over", after_a_sweep)
+    assert adopt(containerd, store, "default").held == 2
+    assert read_of(tenant(store), ONE) == ONE
 
 
 def test_a_time_that_cannot_be_is_none(containerd: Path, store: LocalStore) -> None:

@@ -30,12 +30,11 @@ _PAGE_SIZES = tuple(1 << bits for bits in range(9, 17))
 _MOST_LEVELS = 64
 _MAX_FILE = 1 << 34
 _MAX_PAGE = 64 << 20
-"""Bytes of a page with what overflows it, which is one key with its value: containerd's largest are specs of containers,
-far below."""
+"""Bytes of a page with what overflows it, for one key with its value: containerd's largest are far below."""
 
 _MOST_READS = 8
-"""How often the whole file's size may be read. A page belongs to one bucket; whoever reads buckets once, or some of them
-twice, stays below. Pages that many buckets claim would cost any number of bytes, to read and to keep."""
+"""How often the size of the whole file may be read. A page belongs to one bucket; whoever reads buckets once, or some
+of them twice, stays below. Pages that many buckets claim would cost any number of bytes, to read and to keep."""
 
 
 class Bolt:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,19 +55,30 @@ def read(path: Path) -> dict[Digest, Known]:
 
 def in_use(path: Path) -> bool:
     """Whether containerd has the database open: it holds a lock on it as long as it runs."""
+    with keeping_out(path) as is_free:
+        return not is_free
+
+
+@contextmanager
+def keeping_out(path: Path) -> Iterator[bool]:
+    """A block in which no containerd starts on the database: it waits for the lock that it takes at its start. The
+    value is False when one runs already. A file that is not there, or not to be opened, keeps nobody out."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
-        return False
+        yield True
+        return
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+        is_free = True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_free = False
+        except OSError:
+            pass  # a file system without locks
+        yield is_free
     finally:
         os.close(fd)
-    return False
 
 
 def _learn(known: Known, blob: Bucket) -> None:
