@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,8 @@ def work(store: LocalStore, acknowledge: Callable[[str, int], None]) -> None:
     sweeper.sweep()
 
 
-def die_at(k: int) -> None:
-    """Let this process be killed before its k-th change: a call of CALLS, or either end of a transaction."""
+def die_at(k: int, calls: Sequence[str] = CALLS) -> None:
+    """Let this process be killed before its k-th change: a call of `calls`, or either end of a transaction."""
     left = k
 
     def tick() -> None:
@@ -79,7 +79,7 @@ def die_at(k: int) -> None:
 
         return wrapped
 
-    for name in CALLS:
+    for name in calls:
         setattr(os, name, counted(getattr(os, name)))
     begin = Database.transaction
 
