@@ -228,8 +228,8 @@ def interruptible(work: Callable[[], int]) -> int:
     that cancelling needs may be held.
     """
     cancellation = Cancellation()
-    # The kernel may give a signal to any thread, as it does while a tracer has the main one: by the wakeup descriptor the
-    # main thread hears of those too.
+    # The kernel may give a signal to any thread, as it does while a tracer has the main one: by the wakeup descriptor
+    # the main thread hears of those too.
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     outcome: list[int | BaseException] = []
