@@ -46,7 +46,7 @@ def test_the_store_behind_a_socket(suite: Path, blobtee: Blobtee, tmp_path: Path
 
 
 def test_calls_during_a_stop_are_answered_or_unavailable(suite: Path, blobtee: Blobtee, tmp_path: Path) -> None:
-    command = [suite, "-socket", blobtee.socket("one"), "-test.run", "TestStopping", "-test.v"]
+    command = [str(suite), "-socket", str(blobtee.socket("one")), "-test.run", "TestStopping", "-test.v"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as client:
         wait_for("calls are under way", (tmp_path / "running").exists)
         assert blobtee.end() == 0

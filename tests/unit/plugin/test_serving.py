@@ -114,7 +114,7 @@ class Test(calls.Service):
 
     def _flow(self, asked: Bytes, _: H2Call) -> Generator[bytes, None, None]:
         try:
-            for _ in range(int(asked.data)):
+            for _number in range(int(asked.data)):
                 yield b"x" * (1 << 20)
         finally:
             self.ended.release()
@@ -122,7 +122,7 @@ class Test(calls.Service):
 
 class Asker:
     def __init__(self, path: Path, **options: Any) -> None:
-        self.channel = grpc.insecure_channel(
+        self.channel: Any = grpc.insecure_channel(
             f"unix:{path}",
             options=[("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1), *options.items()],
         )
