@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Protocol
 
 from blobtee import tasks
@@ -39,10 +40,12 @@ class Filling(Protocol):
 class Fetch:
     """One request: chunks [at, last) are still to come by it."""
 
-    def __init__(self, first: int, last: int, source: Source) -> None:
+    def __init__(self, first: int, last: int, source: Source, *, filling: bool = False) -> None:
+        """`filling`: it stands back for those who wait, but for those who wait for it."""
         self.at = first
         self.last = last
         self.source = source
+        self.filling = filling
         self.waiting = 0
         self.cancellation = tasks.Cancellation()
         self.error: BaseException | None = None
@@ -91,7 +94,9 @@ class Engine:
                 for fetch in fetches:
                     fetch.waiting += 1
                 self._waiters.add(waiter)
-            with self._pace.foreground():
+            # Who waits for a fill wants it to go on.
+            first_in_line = fetches and not any(fetch.filling for fetch in fetches)
+            with self._pace.foreground() if first_in_line else nullcontext():
                 self._wait(waiter, fetches)
             # One that was given up by those before us says nothing of the source.
             mine = [
@@ -190,7 +195,7 @@ class Engine:
             raise ResourceExhausted(f"no thread to be had: {error}") from error
         return fetch
 
-    def claim(self, first: int, last: int, source: Source) -> Fetch | None:
+    def claim(self, first: int, last: int, source: Source, *, filling: bool = False) -> Fetch | None:
         """A fetch of [first, last), or as much of it as nobody is at, entered in the list: run it. With the lock
         held."""
         first = self._map.next_absent(first, last)
@@ -209,11 +214,11 @@ class Engine:
         claims.give(first, begin)
         if begin == last:
             return None
-        fetch = Fetch(begin, last, source)
+        fetch = Fetch(begin, last, source, filling=filling)
         self._fetches.append(fetch)
         return fetch
 
-    def claim_next(self, chunks: int, source: Source) -> Fetch | None:
+    def claim_next(self, chunks: int, source: Source, *, filling: bool = False) -> Fetch | None:
         """A fetch of at most `chunks` chunks from the first on that is missing and that nobody is at; None without
         one."""
         with self._lock:
@@ -221,7 +226,7 @@ class Engine:
             at = 0
             while (at := self._map.next_absent(at, self._partial.chunks)) < self._partial.chunks:
                 last = self._map.next_present(at, min(at + chunks, self._partial.chunks))
-                fetch = self.claim(at, last, source)
+                fetch = self.claim(at, last, source, filling=filling)
                 if fetch is not None:
                     return fetch
                 at = min((other.last for other in self._fetches if other.at <= at < other.last), default=at + 1)
@@ -256,7 +261,7 @@ class Engine:
                 try:
                     if (stream.position, stream.end) != (start, end):
                         # Nobody there knows ranges: it will not be asked twice.
-                        own += self._claim_all(fetch.source)
+                        own += self._claim_all(fetch)
                     self._pump(own, stream, sink, throttle)
                 finally:
                     leave()
@@ -274,10 +279,10 @@ class Engine:
                         self._release(each)
                 self._wake(0, self._partial.chunks)
 
-    def _claim_all(self, source: Source) -> list[Fetch]:
+    def _claim_all(self, leading: Fetch) -> list[Fetch]:
         """Everything that is missing and that nobody is at."""
         claimed: list[Fetch] = []
-        while (fetch := self.claim_next(self._partial.chunks, source)) is not None:
+        while fetch := self.claim_next(self._partial.chunks, leading.source, filling=leading.filling):
             claimed.append(fetch)
         return claimed
 

@@ -109,7 +109,7 @@ class Fill:
 
     def _take_part(self, hasher: Hasher, nbytes: int) -> bool:
         """Bring the first part of at most `nbytes` that is missing and nobody is at; False when there is none."""
-        fetch = self._engine.claim_next(-(-nbytes // CHUNK), self._source)
+        fetch = self._engine.claim_next(-(-nbytes // CHUNK), self._source, filling=True)
         if fetch is None:
             return False
         self._run(fetch, hasher)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -278,3 +279,20 @@ def test_a_read_over_what_others_are_fetching_and_what_is_here_comes_to_an_end(t
         origin.gate.set()
         assert wide.result() == DATA[chunks(2) : chunks(10)]
     assert origin.sent <= chunks(9), "the one between that was here costs less than another request"
+
+
+def test_a_fill_does_not_stand_back_for_who_waits_for_it(tee: Tee) -> None:
+    origin = Origin(DATA, piece=1000)
+    origin.gate = threading.Event()
+    with tee.reader_at(DESC, origin.source, Trust.RAW) as reader, tasks.Group() as group:
+        filled = group.spawn(tee.fill, DESC, origin.source)
+        while not origin.requests:
+            tasks.sleep(0.001)
+        read = group.spawn(reader.read_at, len(DATA) - 5, 5)
+        while not next(iter(tee._open)).engine._waiters:
+            tasks.sleep(0.001)
+        begun = time.monotonic()
+        origin.gate.set()
+        assert read.result() == DATA[-5:]
+        assert filled.result().size == len(DATA)
+    assert time.monotonic() - begun < 60, "two seconds for each piece"
