@@ -48,4 +48,4 @@ def test_both_sides_are_measured_and_their_syncs_are_counted(labels: str) -> Non
     # Data, hold and announce in the database, directory.
     for row in found["syncs"].values():
         assert 4 <= row["ours"] < 4.2
-        assert row["theirs"] >= 4
+        assert row["theirs"] >= 3.9  # the first and last of those that are counted may lie outside of the trace

@@ -27,7 +27,7 @@ import zstandard
 from blobtee.content import Trust
 from blobtee.content.files import digest_names, make_directory, os_errors, read_small, replace_file
 from blobtee.core import crc32c
-from blobtee.errors import CorruptData, InvalidArgument, StorageError, StorageFull, TooLarge
+from blobtee.errors import CorruptData, InvalidArgument, PermissionDenied, StorageError, StorageFull, TooLarge
 from blobtee.oci import Compressed, Descriptor, Digest
 from blobtee.seeking import listing
 from blobtee.seeking.api import Contents, Unpacked
@@ -67,11 +67,11 @@ class Shelf:
         return load(self._root, desc)
 
     def keep(self, desc: Descriptor, contents: Contents) -> None:
-        """Keep what can be kept. A disk that is full or broken is only logged: it takes nothing from whoever has the
-        contents."""
+        """Keep what can be kept. A disk that is full or broken, or may not be written, is only logged: it takes nothing
+        from whoever has the contents."""
         try:
             keep(self._root, desc, contents)
-        except (StorageError, StorageFull) as error:
+        except (PermissionDenied, StorageError, StorageFull) as error:
             _logger.warning("the index of %s is not kept: %s", desc.digest, error)
 
 

@@ -204,11 +204,12 @@ def test_headers_that_no_client_sends(path: Path, what: str) -> None:
         for piece in HEADER_BOMBS[what]:
             pour(connection, piece, 1)
         pour(connection, frame(PING, 0, b"are you "), 1)
-        for kind, _, stream, _payload in connection.frames():
-            # Told, reset, or sent away: what may not be is that the call runs.
-            assert kind != DATA
-            if kind in (GOAWAY, RST_STREAM) or (kind == HEADERS and stream == 1):
-                break
+        # Told, reset, or sent away, perhaps before it has read all: what may not be is that the call runs.
+        with suppress(ConnectionResetError):
+            for kind, _, stream, _payload in connection.frames():
+                assert kind != DATA
+                if kind in (GOAWAY, RST_STREAM) or (kind == HEADERS and stream == 1):
+                    break
         assert memory() - before < 16 << 20
         assert asker.ask(ECHO, b"after") == b"after"
         connection.close()
@@ -280,7 +281,7 @@ def test_a_hundred_readers_that_do_not_read(store: LocalStore, path: Path) -> No
     """Their bytes stay in the file."""
     with serving(store, path) as client:
         digest = client.put("a", os.urandom(16 * MAX_DATA))
-        before = memory()
+        before, descriptors = memory(), len(os.listdir("/proc/self/fd"))
         asked = messages.ReadContentRequest(digest=digest).SerializeToString()
         with raw(path) as connection:
             # With a window for all of it, and a socket that takes none of it.
@@ -290,7 +291,7 @@ def test_a_hundred_readers_that_do_not_read(store: LocalStore, path: Path) -> No
             time.sleep(0.5)
             assert memory() - before < 24 << 20  # most of it stacks of threads
             assert client.read(digest, 5, 100) == client.read(digest, 5, 100)
-        eventually(lambda: len(os.listdir("/proc/self/fd")) < 100)
+        eventually(lambda: len(os.listdir("/proc/self/fd")) < descriptors + 50)
         assert isinstance(client, Client)
 
 
