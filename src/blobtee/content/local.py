@@ -17,11 +17,11 @@ import dataclasses
 import errno
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar, cast
 
 from blobtee.content import filters
 from blobtee.content.api import Info, ReaderAt, Status, Writer
@@ -48,6 +48,8 @@ from blobtee.oci import Descriptor, Digest
 
 DATABASE = "blobtee.db"
 
+T = TypeVar("T")
+
 
 class LocalStore:
     """`Store` on disk, shared by any number of threads and processes. A context manager.
@@ -67,6 +69,7 @@ class LocalStore:
         self.root = Path(os.path.abspath(root))
         self._mutex = threading.Lock()
         self._writers: dict[str, LocalWriter] = {}
+        self._companions: dict[object, object] = {}
         self._closed = False
         self._locks = self._open_root()
         self.read_only = self._locks is None
@@ -256,6 +259,14 @@ class LocalStore:
                 ingest.remove()
         finally:
             locks.release(ingest.lock)
+
+    def companion(self, make: Callable[[LocalStore], T]) -> T:
+        """What `make` makes of this store, made when it is first asked for: whoever has the store object shares it, and
+        it lives as long. For rooms above that keep something for each store."""
+        with self._mutex:
+            if make not in self._companions:
+                self._companions[make] = make(self)
+            return cast(T, self._companions[make])
 
     # ---- life -------------------------------------------------------------------------------------------------------
 

@@ -57,7 +57,10 @@ class Blob:
                 self._stream(first, last)
             else:
                 self._fill()
-        if trust is Trust.RAW or partial.proven or (trust is Trust.STREAMED and last < partial.chunks):
+        if trust is Trust.RAW or partial.proven:
+            return None
+        # Of a blob that came into the store another way, not all need be in the partial one.
+        if trust is Trust.STREAMED and last < partial.chunks and partial.is_here(first, last):
             return None
         self._committed = self._open_committed()
         return self._committed

@@ -44,6 +44,14 @@ class ChunkDigests:
             return None
         return cls(packed)
 
+    @staticmethod
+    def are_kept(root: Path, digest: Digest, size: int) -> bool:
+        """Whether there are some, by the length of the file alone."""
+        try:
+            return os.stat(path_of(root, digest)).st_size == _HEAD.size + NBYTES * chunks_of(size)
+        except OSError:
+            return False
+
     def agree(self, first: int, chunks: list[memoryview]) -> list[bool]:
         """Which of `chunks`, consecutive from `first`, are the blob's."""
         return [

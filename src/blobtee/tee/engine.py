@@ -28,8 +28,17 @@ _BUFFER = 1 << 20
 _POLL = 0.02
 """Seconds between two looks at what another process is fetching."""
 
-Sink = Callable[[int, bytearray, int], bytearray]
-"""Takes (offset, buffer, bytes in it) of what was just kept, and gives a buffer to go on with, the same or another."""
+
+class Sink(Protocol):
+    """Has what comes while it is in memory."""
+
+    def coming(self, offset: int) -> None:
+        """What is at `offset` is about to be kept, and then handed over."""
+        ...
+
+    def take(self, offset: int, buffer: bytearray, nbytes: int) -> bytearray:
+        """Has the first `nbytes` of `buffer`, and gives a buffer to go on with, the same or another."""
+        ...
 
 
 class Filling(Protocol):
@@ -72,7 +81,7 @@ class Engine:
         self._checkpointing = threading.Lock()
         self._closed = False
         self.on_mark: Callable[[], None] = lambda: None
-        """Called after chunks have come."""
+        """Called after chunks have come, and the sink has had them."""
         self.frontier: Callable[[], Frontier | None] = lambda: None
         """How far the blob has been hashed, for checkpoints."""
 
@@ -303,6 +312,8 @@ class Engine:
                 tasks.check()
                 ready = filled if base + filled == size else filled - filled % CHUNK
                 if ready:
+                    if sink is not None:
+                        sink.coming(base)
                     with view[:ready] as whole:
                         self._keep(own, base, whole)
             if throttle is not None:
@@ -310,7 +321,8 @@ class Engine:
             if ready:
                 left = bytes(memoryview(buffer)[ready:filled])
                 if sink is not None:
-                    buffer = sink(base, buffer, ready)
+                    buffer = sink.take(base, buffer, ready)
+                self.on_mark()
                 buffer[: len(left)] = left
                 base += ready
                 filled = len(left)
@@ -335,7 +347,6 @@ class Engine:
             own[0].source.reject()
             raise DigestMismatch(f"chunk {bad[0]} of blob {self._partial.digest}", "the blob's", "another")
         self._wake(first, last)
-        self.on_mark()
         self._checkpoint_if_due()
 
     def _wake(self, first: int, last: int) -> None:

@@ -52,7 +52,8 @@ class Fill:
         self._labels = labels
         self._progress = progress
         self._cancellation = tasks.current()
-        self.reread = 0
+        self.resumed = False
+        """Some of it was here before, from whatever source."""
 
     def run(self) -> None:
         """Bring, hash, promote. While another process does, wait for it, and go on where it was killed.
@@ -64,6 +65,7 @@ class Fill:
         with partial.claims.holding(FILL):
             if not partial.is_current():
                 return  # promoted or dropped by who had the claim before
+            self.resumed = partial.map.count() > 0
             partial.allocate()
             hasher = Hasher(partial)
             self._engine.on_mark, self._engine.frontier = hasher.woken, hasher.frontier
@@ -73,13 +75,13 @@ class Fill:
                     try:
                         hashing = group.spawn(hasher.run)
                         self._bring(group, hasher)
+                        hasher.woken()  # other processes bring chunks too, and tell nobody
                         hashing.result()
                     except BaseException:
                         hasher.stop()
                         raise
             finally:
                 self._engine.on_mark, self._engine.frontier = _nothing, _nowhere
-            self.reread = hasher.reread
             found, chunk_digests = hasher.finish()
             if found != partial.digest:
                 self._drop(DigestMismatch(f"blob {partial.digest}", partial.digest, found))
@@ -122,7 +124,7 @@ class Fill:
 
         leave = self._cancellation.on_cancel(lambda: fetch.cancellation.cancel(self._cancellation.reason))
         try:
-            self._engine.run(fetch, hasher.take, moved)
+            self._engine.run(fetch, hasher, moved)
         finally:
             leave()
 

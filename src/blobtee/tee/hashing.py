@@ -32,31 +32,39 @@ class Hasher:
         self._spare: list[bytearray] = []
         self._unmade = _SLOTS
         self._stopped = False
-        self.reread = 0
-        """Bytes that were read again to be hashed."""
         self._hash, self._done = _resumed(partial)
         self._settled: Frontier | None = None
         self._begun_at = self._done
         # What the queue ends at: handed over, if not hashed yet.
         self._promised = self._done
+        self._coming: int | None = None
         self._digests: list[bytes] = []
 
-    def take(self, offset: int, buffer: bytearray, nbytes: int) -> bytearray:
-        """The first `nbytes` of `buffer` are the blob's at `offset`. When that is what comes next, the buffer is kept
-        and another is given for it; else it is given back."""
+    def coming(self, offset: int) -> None:
+        """See `engine.Sink`: what is handed over is not read from the file meanwhile."""
         with self._changed:
-            while offset == self._promised and not (self._spare or self._unmade or self._stopped):
-                self._changed.wait(0.1)
-                tasks.check()
-            # While this one waited, it may have been read from the file.
-            if offset != self._promised or self._stopped or len(buffer) != _PIECE:
+            if offset == self._promised:
+                self._coming = offset
+
+    def take(self, offset: int, buffer: bytearray, nbytes: int) -> bytearray:
+        """See `engine.Sink`. When that is what comes next, the buffer is kept and another is given for it."""
+        with self._changed:
+            if offset != self._coming:
                 return buffer
-            self._queue.append((buffer, nbytes))
-            self._promised += nbytes
-            self._changed.notify_all()
-            if self._spare:
-                return self._spare.pop()
-            self._unmade -= 1
+            try:
+                while not (self._spare or self._unmade or self._stopped):
+                    self._changed.wait(0.1)
+                    tasks.check()
+                if self._stopped or len(buffer) != _PIECE:
+                    return buffer
+                self._queue.append((buffer, nbytes))
+                self._promised += nbytes
+                if self._spare:
+                    return self._spare.pop()
+                self._unmade -= 1
+            finally:
+                self._coming = None
+                self._changed.notify_all()
         return bytearray(_PIECE)
 
     def woken(self) -> None:
@@ -72,12 +80,19 @@ class Hasher:
 
     def run(self) -> None:
         """Hash until the end of the blob, or `stop`."""
+        leave = tasks.current().on_cancel(self.woken)
+        try:
+            self._run()
+        finally:
+            leave()
+
+    def _run(self) -> None:
         scratch = bytearray(_PIECE)
         while self._done < self._partial.size:
             with self._changed:
                 while not self._queue and not self._stopped and not self._ready():
-                    self._changed.wait(0.1)
                     tasks.check()
+                    self._changed.wait()
                 if self._stopped:
                     return
                 handed = self._queue.popleft() if self._queue else None
@@ -93,7 +108,6 @@ class Hasher:
             else:
                 with memoryview(scratch)[:nbytes] as view:
                     self._partial.readinto(self._done, view)
-                    self.reread += nbytes
                     self._add(view)
 
     def frontier(self) -> Frontier | None:
@@ -108,12 +122,13 @@ class Hasher:
             # What an earlier process hashed: its chunks still want their digests.
             view = memoryview(bytearray(min(_PIECE, self._begun_at - start)))
             self._partial.readinto(start, view)
-            self.reread += view.nbytes
             self._digests[start // CHUNK : start // CHUNK] = sha256_many(cut(view))
         return digest_of(self._partial.digest.algorithm, self._hash), b"".join(self._digests)
 
     def _ready(self) -> int:
-        """Bytes from the frontier on that are here, up to a piece."""
+        """Bytes from the frontier on that are here and not about to be handed over, up to a piece."""
+        if self._coming is not None:
+            return 0
         first = self._done // CHUNK
         last = min(self._partial.chunks, first + _PIECE // CHUNK)
         end = self._partial.map.next_absent(first, last)

@@ -12,6 +12,7 @@ from pathlib import Path
 from blobtee.content.files import digest_names, os_errors
 from blobtee.oci import Digest
 from blobtee.tee.claims import LIFE, USE, Claims
+from blobtee.tee.partial import remove_files
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,7 @@ def remove(root: Path, digest: Digest) -> bool:
         try:
             if not (claims.take(LIFE, LIFE + 1) and claims.take(USE, USE + 1)):
                 return False
-            for name in ("map", "data", "lock"):
-                with suppress(FileNotFoundError):
-                    os.unlink(directory / name)
-            with suppress(OSError):
-                os.rmdir(directory)
+            remove_files(directory)
             return True
         finally:
             claims.close()

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from blobtee import tasks
 from blobtee.content.files import make_directory, os_errors, sync_directory, write_all
-from blobtee.errors import BlobteeError, DataLoss, SizeMismatch
+from blobtee.errors import BlobteeError, Closed, DataLoss, SizeMismatch
 from blobtee.oci import Digest
 from blobtee.tee.claims import CHECKPOINT, LIFE, USE, Claims
 from blobtee.tee.digests import ChunkDigests, cut
@@ -106,11 +106,17 @@ class Partial:
             if found.st_size != self.size:
                 raise DataLoss(f"the partial blob {self.digest} has a wrong size")
             self.map = Map(self._directory / "map", self.digest, self.size, found.st_ino)
+            if self.map.proven and self.digests is None:
+                # What comes now could not be told from what was checked.
+                self.map.close()
+                raise DataLoss(f"what proved the chunks of {self.digest} is gone")
         except (FileNotFoundError, DataLoss) as error:
             if not self.claims.take(USE, USE + 1):
                 if isinstance(error, FileNotFoundError):
                     return False
-                raise SizeMismatch(f"blob {self.digest}, which is being read", self.size, found.st_size) from error
+                if found.st_size != self.size:
+                    raise SizeMismatch(f"blob {self.digest}, which is being read", self.size, found.st_size) from error
+                raise
             if isinstance(error, DataLoss):
                 _logger.warning("%s; it is fetched anew", error)
             self._begin()
@@ -161,13 +167,16 @@ class Partial:
     def readinto(self, offset: int, view: memoryview) -> None:
         """Fill `view` with what is here from `offset` on, to its end. The caller has seen that it is."""
         fd = self.fd
+        if fd == _CLOSED:
+            raise Closed(f"the partial blob {self.digest} is closed")
         filled = 0
-        while filled < view.nbytes:
-            with view[filled:] as rest:
-                n = os.preadv(fd, [rest], offset + filled)
-            if not n:
-                raise DataLoss(f"the partial blob {self.digest} has lost its end")
-            filled += n
+        with os_errors(f"read the partial blob {self.digest}"):
+            while filled < view.nbytes:
+                with view[filled:] as rest:
+                    n = os.preadv(fd, [rest], offset + filled)
+                if not n:
+                    raise DataLoss(f"the partial blob {self.digest} has lost its end")
+                filled += n
 
     def warm_up(self, chunk: int) -> None:
         """Have small reads of the chunk, which is here, go by the mapping from now on."""
@@ -274,11 +283,7 @@ class Partial:
         with self.claims.holding(LIFE), os_errors(f"remove the partial blob {self.digest}"):
             if not self._is_locked_by(self.claims):
                 return
-            for name in ("map", "data", "lock"):
-                with suppress(FileNotFoundError):
-                    os.unlink(self._directory / name)
-            with suppress(FileNotFoundError, OSError):
-                os.rmdir(self._directory)
+            remove_files(self._directory)
 
     def close(self) -> None:
         """Settle what came, and let go of the files; who reads at this moment ends that. A second call does nothing."""
@@ -293,3 +298,12 @@ class Partial:
             self.map.close()
             self.claims.close()
             self.fd = _CLOSED
+
+
+def remove_files(directory: Path) -> None:
+    """Remove a partial blob's files, the lock at last. Whoever does has its LIFE."""
+    for name in ("map", "data", "lock"):
+        with suppress(FileNotFoundError):
+            os.unlink(directory / name)
+    with suppress(OSError):
+        os.rmdir(directory)

@@ -42,13 +42,8 @@ class Background:
 
     def wait(self) -> None:
         """Until it has ended, however that was."""
-        leave = tasks.current().on_cancel(self._done.set)
-        try:
-            while self._thread.is_alive():
-                tasks.check()
-                self._thread.join(0.05)
-        finally:
-            leave()
+        while not self._done.wait(0.05):
+            tasks.check()
 
     def _run(self) -> None:
         try:

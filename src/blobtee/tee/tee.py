@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-import weakref
 from collections.abc import Callable, Mapping
 
 from blobtee import tasks
 from blobtee.content import LocalStore
 from blobtee.content.api import Info, ReaderAt
 from blobtee.content.trust import Trust
-from blobtee.errors import Closed, DataLoss, InvalidArgument, NotFound, SizeMismatch
+from blobtee.errors import Closed, DataLoss, DigestMismatch, InvalidArgument, NotFound, SizeMismatch
 from blobtee.oci import Descriptor, Digest
 from blobtee.tee.blob import Blob, unavailable
 from blobtee.tee.digests import ChunkDigests
@@ -68,8 +67,9 @@ class Tee:
         return TeeReader(lambda: self._blob(desc, source(), labels, fill), desc.size, trust)
 
     def proves_parts(self, desc: Descriptor) -> bool:
-        """Whether parts of the blob can be read as `Trust.BLOB` without the whole: digests of its chunks are kept."""
-        return ChunkDigests.load(self._store.root, Digest(desc.digest), desc.size) is not None
+        """Whether parts of the blob can be read as `Trust.BLOB` without the whole: digests of its chunks are kept.
+        Should they turn out to be damaged, the whole comes."""
+        return ChunkDigests.are_kept(self._store.root, Digest(desc.digest), desc.size)
 
     def fill(self, desc: Descriptor, source: Callable[[], Source], labels: Mapping[str, str] | None = None) -> Info:
         """Have the whole blob in the store; what is here of it already is not asked for again. Whoever wants the same
@@ -134,10 +134,17 @@ class Tee:
 
             def attempt() -> None:
                 # More than once where another process threw away what was here, as it found it to be wrong.
+                again = True
                 while not self._has(desc):
                     shared = self._acquire(desc)
+                    fill = Fill(self._store, shared.partial, shared.engine, source, shared.pace, labels, progress)
                     try:
-                        Fill(self._store, shared.partial, shared.engine, source, shared.pace, labels, progress).run()
+                        fill.run()
+                    except DigestMismatch:
+                        # What was here before may have been what was wrong; now it is gone.
+                        if not (fill.resumed and again):
+                            raise
+                        again = False
                     finally:
                         self._release(shared)
 
@@ -184,14 +191,6 @@ class Tee:
             shared.stop()
 
 
-_tees: weakref.WeakKeyDictionary[LocalStore, Tee] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
-
-
 def tee_of(store: LocalStore) -> Tee:
     """The tee of a store: whoever has the same store object shares it."""
-    with _lock:
-        tee = _tees.get(store)
-        if tee is None:
-            tee = _tees[store] = Tee(store)
-        return tee
+    return store.companion(Tee)

@@ -332,3 +332,21 @@ def test_collecting_takes_what_no_image_needs_and_nobody_has_open(store: LocalSt
     assert done.nbytes >= CHUNK
     assert not list(leftovers.leftovers(store.root))
     read(store, origin, 0)
+
+
+def test_chunks_that_nothing_proved_are_not_taken_for_proven_when_the_digests_are_back(store: LocalStore) -> None:
+    """Digests that cannot be read at the moment, for want of a descriptor, say."""
+    tee = Tee(store)
+    tee.fill(DESC, Origin(DATA).source)
+    store.delete(DESC.digest)
+    read(store, Origin(DATA), 2)
+    path = digests.path_of(store.root, DESC.digest)
+    aside = path.rename(path.with_name("aside"))
+    bad = Origin(bytes(len(DATA)))
+    with tee.reader_at(DESC, bad.source, Trust.RAW) as reader:
+        assert reader.read_at(chunks(9), 10) == bytes(10)
+    aside.rename(path)
+    good = Origin(DATA)
+    with tee.reader_at(DESC, good.source) as reader:
+        assert reader.read_at(chunks(9), 10) == DATA[chunks(9) : chunks(9) + 10]
+    tee.close()

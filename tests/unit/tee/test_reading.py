@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import gc
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +23,12 @@ from blobtee.errors import (
     DigestMismatch,
     LazyUnavailable,
     OutOfRange,
+    StorageError,
     Unauthenticated,
 )
-from blobtee.tee import Tee
+from blobtee.tee import Tee, tee_of
+from blobtee.tee.map import CHUNK
+from blobtee.tee.partial import Partial
 from tests.unit.tee.support import Origin, chunks, desc_of, some_bytes
 
 DATA = some_bytes(chunks(40) + 1000)
@@ -296,3 +303,65 @@ def test_a_fill_does_not_stand_back_for_who_waits_for_it(tee: Tee) -> None:
         assert read.result() == DATA[-5:]
         assert filled.result().size == len(DATA)
     assert time.monotonic() - begun < 60, "two seconds for each piece"
+
+
+def test_a_blob_that_comes_another_way_while_it_is_streamed_is_read_where_it_is(tee: Tee, store: LocalStore) -> None:
+    """What is not in the partial blob are holes, which read as zeros."""
+    origin = Origin(DATA)
+    with tee.reader_at(DESC, origin.source, Trust.STREAMED) as reader:
+        with store.writer("another way") as writer:
+            writer.write(DATA)
+            writer.commit()
+        assert reader.read_at(chunks(3), 10) == DATA[chunks(3) : chunks(3) + 10]
+        assert reader.read_at(0, len(DATA)) == DATA
+    assert not origin.requests
+
+
+def test_who_gives_up_waiting_for_the_end_of_a_stream_ends_it_for_nobody(tee: Tee) -> None:
+    origin = Origin(DATA)
+    origin.gate = threading.Event()
+    with tee.reader_at(DESC, origin.source, Trust.STREAMED) as reader, tasks.Group() as group:
+        impatient = tasks.Cancellation()
+
+        def give_up() -> None:
+            with tasks.scope(impatient), pytest.raises(Cancelled):
+                reader.read_at(len(DATA) - 1, 1)
+
+        gone = group.spawn(give_up)
+        patient = group.spawn(reader.read_at, len(DATA) - 5, 5)
+        while not origin.requests:
+            tasks.sleep(0.001)
+        impatient.cancel()
+        gone.result()
+        origin.gate.set()
+        assert patient.result() == DATA[-5:]
+
+
+def test_a_fill_in_order_reads_nothing_again(tee: Tee, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = some_bytes(chunks(100) + 5)
+    read = []
+    monkeypatch.setattr(Partial, "readinto", lambda self, offset, view: read.append(view.nbytes))
+    assert tee.fill(desc_of(data), Origin(data, piece=100_000).source).size == len(data)
+    assert not read
+
+
+def test_a_disk_that_cannot_be_read_is_one_of_our_errors(tee: Tee, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin = Origin(DATA)
+    with tee.reader_at(DESC, origin.source, Trust.RAW) as reader:
+        reader.read_at(0, 10)
+
+        def broken(*_: object) -> int:
+            raise OSError(errno.EIO, "input/output error")
+
+        monkeypatch.setattr(os, "preadv", broken)
+        with pytest.raises(StorageError):
+            reader.read_at(0, 2 * CHUNK)
+
+
+def test_a_store_and_its_tee_go_together(tmp_path: Path) -> None:
+    with LocalStore(tmp_path / "another") as store:
+        assert tee_of(store) is tee_of(store)
+    gone = weakref.ref(store)
+    del store
+    gc.collect()
+    assert gone() is None
