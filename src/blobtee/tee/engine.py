@@ -30,7 +30,7 @@ _POLL = 0.02
 
 
 class Sink(Protocol):
-    """Has what comes while it is in memory."""
+    """Has what comes and is kept while it is in memory."""
 
     def coming(self, offset: int) -> None:
         """What is at `offset` is about to be kept, and then handed over."""
@@ -311,21 +311,32 @@ class Engine:
                 filled += n
                 tasks.check()
                 ready = filled if base + filled == size else filled - filled % CHUNK
+                # What was here already stays, and is what has to be hashed: it may be somebody else's bytes.
+                handed = sink if sink is not None and ready and self._is_missing(own, base, ready) else None
                 if ready:
-                    if sink is not None:
-                        sink.coming(base)
+                    if handed is not None:
+                        handed.coming(base)
                     with view[:ready] as whole:
                         self._keep(own, base, whole)
             if throttle is not None:
                 throttle(n)
             if ready:
                 left = bytes(memoryview(buffer)[ready:filled])
-                if sink is not None:
-                    buffer = sink.take(base, buffer, ready)
+                if handed is not None:
+                    buffer = handed.take(base, buffer, ready)
                 self.on_mark()
                 buffer[: len(left)] = left
                 base += ready
                 filled = len(left)
+
+    def _is_missing(self, own: list[Fetch], offset: int, nbytes: int) -> bool:
+        """Whether every chunk there is for one of `own` to bring: nobody else writes any then."""
+        at, last = offset // CHUNK, chunks_of(offset + nbytes)
+        if self._map.next_present(at, last) < last:
+            return False
+        while at < last and (fetch := next((each for each in own if each.at <= at < each.last), None)):
+            at = fetch.last
+        return at >= last
 
     def _keep(self, own: list[Fetch], offset: int, data: memoryview) -> None:
         """Write what has come, as far as it is for one of `own` and is not here already."""

@@ -232,6 +232,19 @@ def test_a_bad_mirror_then_a_good_one(tee: Tee) -> None:
     assert origin.rejected == 1
 
 
+def test_bytes_that_were_wrong_before_a_whole_body_came_are_not_taken_for_its(tee: Tee, store: LocalStore) -> None:
+    """What is hashed is what is in the file: a host without ranges sends again what another sent wrong."""
+    bad = bytearray(DATA)
+    bad[chunks(3)] ^= 1
+    with tee.reader_at(DESC, Origin(bytes(bad)).source, Trust.RAW) as raw:
+        raw.read_at(chunks(3), 10)
+        origin = Origin(DATA, ranges=False)
+        tee.fill(DESC, origin.source)
+        assert origin.sent == 2 * len(DATA), "once more, with nothing here"
+    with store.reader_at(DESC) as reader:
+        assert reader.read_at(0, len(DATA)) == DATA
+
+
 def test_streamed_bytes_come_early_but_for_the_last_chunk(tee: Tee, store: LocalStore) -> None:
     origin = Origin(DATA, piece=10_000)
     origin.error, origin.break_at = ConnectionFailed("slow"), chunks(20)
