@@ -14,7 +14,7 @@ import re
 import sqlite3
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -51,8 +51,15 @@ _STEPS = (
     ) WITHOUT ROWID;
     """,
 )
+Claim = Callable[[], None]
+"""What somebody writes in the database to keep a blob that comes, in one transaction with the blob's own row."""
+
 _COLUMNS = "digest, size, created_at, updated_at, labels, quarantined"
 _PAGE = 500
+
+
+def no_claim() -> None:
+    """For whoever keeps nothing."""
 
 
 class Blobs:
@@ -117,31 +124,57 @@ class Blobs:
             raise _damaged(digest, row.info.size, found.st_size)
         return row.info
 
-    def place(self, data: Path, digest: Digest, size: int, labels: Mapping[str, str]) -> Info:
-        """Make the synced file `data` the blob `digest`, durably; `AlreadyExists` leaves it where it is."""
+    def check_missing(self, digest: Digest, claim: Claim = no_claim) -> None:
+        """`AlreadyExists` when the blob is there: then `claim` was called while nothing could remove it."""
+        if self.has(digest):
+            with self._writing(digest):
+                self._check_missing(digest, claim)
+
+    def _check_missing(self, digest: Digest, claim: Claim) -> None:
+        if self.has(digest):
+            claim()
+            raise AlreadyExists(f"blob {digest} is in the store already")
+
+    def place(
+        self, data: Path, digest: Digest, size: int, labels: Mapping[str, str], claim: Claim = no_claim
+    ) -> Info:
+        """Make the synced file `data` the blob `digest`, durably; any error leaves it where it is.
+
+        `claim` is called inside the transaction that makes the blob's row, before it is there; at `AlreadyExists` while
+        nothing can remove it.
+        """
         labels = checked(labels)
         target = self.path(digest)
         with self._writing(digest):
-            if self.has(digest):
-                raise AlreadyExists(f"blob {digest} is in the store already")
+            self._check_missing(digest, claim)
             make_directory(target.parent)
             if os.path.lexists(target):
                 aside = set_aside(self._root, target, f"{digest.algorithm}-{digest.hex}")
                 _logger.warning("blob %s had a wrong size; a good one takes its place, the old is %s", digest, aside)
             before = self._row(digest)
-            info = self._announce(digest, size, labels)
+            info = self._announce(digest, size, labels, claim)
             try:
                 os.rename(data, target)
+                with suppress(OSError):
+                    # Only against accidents; not every file system has rights.
+                    os.chmod(target, 0o444)
+                self._sync_name(target, data)
             except BaseException:
-                self._restore(digest, before)
+                with suppress(BlobteeError):  # a row alone means nothing
+                    self._restore(digest, before)
                 raise
-            with suppress(OSError):
-                # Only against accidents; not every file system has rights.
-                os.chmod(target, 0o444)
-            sync_directory(target.parent)
             if before is not None and before.quarantined:
                 self._arrived(info)
         return info
+
+    @staticmethod
+    def _sync_name(target: Path, data: Path) -> None:
+        """Nobody may rely on a name that could not be made durable: then the file gets its old one again."""
+        try:
+            sync_directory(target.parent)
+        except BaseException:
+            os.rename(target, data)
+            raise
 
     def update(self, digest: Digest, labels: Mapping[str, str | None], replace: bool) -> Info:
         with self._writing(digest):
@@ -267,9 +300,10 @@ class Blobs:
             _write(connection, info)
         return info
 
-    def _announce(self, digest: Digest, size: int, labels: Mapping[str, str]) -> Info:
+    def _announce(self, digest: Digest, size: int, labels: Mapping[str, str], claim: Claim) -> Info:
         now = time.time_ns()
         with self._database.transaction() as connection:
+            claim()
             row = self._row(digest)
             quarantined = row is not None and row.quarantined
             if row is not None and quarantined:

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Self, TypeVar, cast
 
 from blobtee.content import filters
-from blobtee.content.api import Info, ReaderAt, Status, Writer
+from blobtee.content.api import Info, ReaderAt, Status
 from blobtee.content.blobs import Blobs
 from blobtee.content.checks import check_total
 from blobtee.content.database import Database
@@ -187,7 +187,7 @@ class LocalStore:
 
     # ---- Ingester, IngestManager ----------------------------------------------------------------------------------
 
-    def writer(self, ref: str, *, total: int = 0, expected: str | None = None) -> Writer:
+    def writer(self, ref: str, *, total: int = 0, expected: str | None = None) -> LocalWriter:
         """See `Ingester`. Resuming reads what is there, to hash it. `AlreadyExists` removes a leftover of `ref`."""
         locks = self._writable()
         ingest = self._ingests.of(ref)

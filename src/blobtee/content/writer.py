@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from blobtee import tasks
 from blobtee.content.api import Info, Status, Writer
-from blobtee.content.blobs import Blobs
+from blobtee.content.blobs import Blobs, Claim, no_claim
 from blobtee.content.checks import check_commit, check_truncation, flat
 from blobtee.content.digester import Hash, digest_of, digester
 from blobtee.content.files import PIECE, os_errors, write_all
@@ -109,12 +109,19 @@ class LocalWriter(Writer):
             self._allocate = self._status.total >= ALLOCATE_FROM
             self._synced = False
 
-    def commit(self, size: int = 0, expected: str | None = None, labels: Mapping[str, str] | None = None) -> Info:
-        """See `Writer.commit`. After any error the writer is closed."""
+    def commit(
+        self,
+        size: int = 0,
+        expected: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        claim: Claim = no_claim,
+    ) -> Info:
+        """See `Writer.commit`, and `Blobs.place` for `claim`. After any error the writer is closed."""
         with self._turn:
             self._check_open()
             try:
-                info = self._commit(size, expected, labels or {})
+                info = self._commit(size, expected, labels or {}, claim)
             except AlreadyExists:
                 self._finish(remove=True)
                 raise
@@ -128,15 +135,14 @@ class LocalWriter(Writer):
         with self._turn:
             self._finish(remove=False)
 
-    def _commit(self, size: int, expected: str | None, labels: Mapping[str, str]) -> Info:
+    def _commit(self, size: int, expected: str | None, labels: Mapping[str, str], claim: Claim) -> Info:
         digest = check_commit(self._status, size, expected, self._digest_as)
-        if self._blobs.has(digest):
-            raise AlreadyExists(f"blob {digest} is in the store already")
+        self._blobs.check_missing(digest, claim)
         with os_errors(f"commit blob {digest}"):
             self._settle()
             if not self._synced:
                 self._sync()
-            return self._blobs.place(self._ingest.data, digest, self._status.offset, labels)
+            return self._blobs.place(self._ingest.data, digest, self._status.offset, labels, claim)
 
     def _append(self, piece: memoryview) -> None:
         """Write and hash one piece; a piece that fails leaves no trace."""

@@ -19,6 +19,7 @@ from blobtee.content import LocalStore, filters
 from blobtee.content.api import Info, ReaderAt, Status, Writer
 from blobtee.content.ingests import encode_ref
 from blobtee.content.labels import checked
+from blobtee.content.writer import LocalWriter
 from blobtee.errors import AlreadyExists, BlobteeError, DataLoss, NotFound, RefLocked
 from blobtee.oci import Descriptor, Digest
 from blobtee.plugin.lazy import LazyBlobs
@@ -98,7 +99,7 @@ class Tenant:
         except AlreadyExists:
             # Somebody else's, or still there: the tenant holds it from here on. When the sweep was quicker, the second
             # opening finds it gone.
-            with self.holding(Digest(expected or "")):
+            with self._holding_what_exists(Digest(expected or "")):
                 writer = self._store.writer(self._prefix + ref, total=total, expected=expected)
         if expected and self._is_lazy(Digest(expected)):
             writer.close()
@@ -149,29 +150,27 @@ class Tenant:
 
     # ---- for the writer ---------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def holding(self, digest: Digest, labels: Mapping[str, str] | None = None) -> Iterator[bool]:
-        """A block that brings the blob: the tenant holds it from before it is there, and no longer if it did not come.
+    def hold(self, digest: Digest, labels: Mapping[str, str] | None) -> bool:
+        """Hold the blob, whether it is there or comes now. False: the tenant did already, and its labels stay."""
+        return self._references.hold(self.name, digest, labels)
 
-        The value is whether the store had it for others alone, or for nobody any more.
+    def let_go_of_nothing(self, digest: Digest) -> None:
+        """Take a reference back whose blob has not come; if it has, by somebody else's hand, that one counts on it.
+
+        Never fails: a reference alone means nothing, and there is an error already that the client should see.
         """
-        with self._store.metadata.transaction():
-            made = self._references.hold(self.name, digest, labels)
-            was_there = self._is_there(digest)
-        try:
-            yield made and was_there
-        except AlreadyExists:
-            raise
-        except BaseException:
-            if made:
-                self._let_go_of_nothing(digest)
-            raise
+        with suppress(BlobteeError), self._store.metadata.transaction():
+            if not self._is_there(digest):
+                self._references.let_go(self.name, digest, is_there=False)
 
     def held(self, digest: Digest, labels: Mapping[str, str] | None) -> Info:
         """The blob that has just been committed, with `labels`."""
         # Another writer of the same blob may have made the reference, with its labels, and even taken it back.
-        self._references.hold(self.name, digest, labels)
-        found = self._references.get(self.name, digest)
+        try:
+            found = self._references.get(self.name, digest)
+        except NotFound:
+            self.hold(digest, labels)
+            found = self._references.get(self.name, digest)
         if found.labels != checked(labels):
             found = self._references.update(self.name, digest, dict(labels or {}), replace=True)
         return self._info(found)
@@ -193,7 +192,7 @@ class Tenant:
             self._size(digest)
         except BlobteeError:
             if made:
-                self._let_go_of_nothing(digest)
+                self.let_go_of_nothing(digest)
             raise
         return self._references.get(self.name, digest)
 
@@ -206,11 +205,19 @@ class Tenant:
             return False
         return True
 
-    def _let_go_of_nothing(self, digest: Digest) -> None:
-        """Take a reference back whose blob has not come; if it has, by somebody else's hand, that one counts on it."""
-        with self._store.metadata.transaction(), suppress(NotFound):
-            if not self._is_there(digest):
-                self._references.let_go(self.name, digest, is_there=False)
+    @contextmanager
+    def _holding_what_exists(self, digest: Digest) -> Iterator[None]:
+        """A block at whose end the tenant holds the blob, if it left it with `AlreadyExists`."""
+        made = self.hold(digest, None)
+        exists = False
+        try:
+            yield
+        except AlreadyExists:
+            exists = True
+            raise
+        finally:
+            if made and not exists:
+                self.let_go_of_nothing(digest)
 
     def _info(self, reference: Reference) -> Info:
         size = self._size(reference.digest)
@@ -246,7 +253,7 @@ class Tenant:
 class TenantWriter(Writer):
     """A writer of the store, for a tenant."""
 
-    def __init__(self, tenant: Tenant, writer: Writer) -> None:
+    def __init__(self, tenant: Tenant, writer: LocalWriter) -> None:
         self._tenant = tenant
         self._writer = writer
 
@@ -268,12 +275,21 @@ class TenantWriter(Writer):
         """See `Writer.commit`. Labels are the tenant's own. What was the store's but not the tenant's is no
         `AlreadyExists`: the tenant holds it from here on."""
         digest = Digest(expected) if expected else self._writer.status.expected or self._writer.digest
-        with self._tenant.holding(digest, labels) as was_others:
-            try:
-                self._writer.commit(size, expected)
-            except AlreadyExists:
-                if not was_others:
-                    raise
+        made = False
+
+        def claim() -> None:
+            nonlocal made
+            made = self._tenant.hold(digest, labels)
+
+        try:
+            self._writer.commit(size, expected, claim=claim)
+        except AlreadyExists:
+            if not made:
+                raise
+        except BaseException:
+            if made:
+                self._tenant.let_go_of_nothing(digest)
+            raise
         return self._tenant.held(digest, labels)
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from blobtee.content import LocalStore
+from blobtee.errors import StorageError
 from tests.conformance.blobs import describe, digest_of, put
 
 MIB = 1 << 20
@@ -69,6 +71,27 @@ def test_data_that_changed_after_the_sync_are_synced_again(tmp_path: Path, steps
             steps.clear()
             writer.commit()
             assert steps[0] == "sync data"
+
+
+def test_a_name_that_cannot_be_made_durable_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync = os.fsync
+
+    def refuse_directories(fd: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{fd}"):
+            raise OSError(errno.EIO, "Input/output error")
+        sync(fd)
+
+    with LocalStore(tmp_path) as store:
+        with store.writer("ref") as writer:
+            writer.write(b"data")
+            with monkeypatch.context() as patch, pytest.raises(StorageError):
+                patch.setattr(os, "fsync", refuse_directories)
+                writer.commit()
+        assert list(store.walk()) == []
+        with store.writer("ref") as writer:
+            assert writer.status.offset == 4
+            writer.commit(labels={"a": "b"})
+        assert store.info(digest_of(b"data")).labels == {"a": "b"}
 
 
 def test_a_delete_is_durable(tmp_path: Path, steps: list[str]) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from blobtee.cache import CacheManager
-from blobtee.content import LocalStore
-from blobtee.errors import AlreadyExists, DataLoss, DigestMismatch, InvalidArgument, NotFound
+from blobtee.content import Database, LocalStore
+from blobtee.errors import AlreadyExists, DataLoss, DigestMismatch, InvalidArgument, NotFound, StorageFull
 from blobtee.oci import Descriptor, Digest
 from blobtee.plugin.references import References
 from blobtee.plugin.sweeping import Sweeper
@@ -199,6 +202,62 @@ def test_a_commit_that_fails_leaves_no_reference(one: Tenant, references: Refere
             writer.commit(0, DIGEST)
     assert list(references.each("one")) == []
     assert references.orphans() == {}
+
+
+@pytest.fixture
+def changes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows changed by each transaction, of those that change any: each of these is a sync of the disk."""
+    recorded: list[int] = []
+    begin = Database.transaction
+
+    @contextmanager
+    def transaction(database: Database) -> Iterator[sqlite3.Connection]:
+        with begin(database) as connection:
+            before = connection.total_changes
+            outermost, depth[0] = depth[0] == 0, depth[0] + 1
+            try:
+                yield connection
+            finally:
+                depth[0] -= 1
+            if outermost and connection.total_changes > before:
+                recorded.append(connection.total_changes - before)
+
+    depth = [0]
+    monkeypatch.setattr(Database, "transaction", transaction)
+    return recorded
+
+
+def test_a_commit_is_one_transaction(one: Tenant, two: Tenant, changes: list[int]) -> None:
+    put(one, label="of one")
+    assert changes == [3]  # the blob, the reference, what the tenant's lease holds
+    changes.clear()
+    put(two, label="of two")
+    assert changes == [2]
+    assert (one.info(DIGEST).labels, two.info(DIGEST).labels) == ({"label": "of one"}, {"label": "of two"})
+    changes.clear()
+    with pytest.raises(AlreadyExists):
+        put(one, label="anew")
+    assert changes == []
+    assert one.info(DIGEST).labels == {"label": "of one"}
+
+
+def test_a_commit_that_the_disk_refuses_leaves_no_reference(
+    one: Tenant, references: References, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, one.writer("ref") as writer:
+        writer.write(DATA)
+        patch.setattr(os, "rename", full)
+        with pytest.raises(StorageFull):
+            writer.commit()
+    assert list(references.each("one")) == []
+    with one.writer("ref") as writer:
+        assert writer.status.offset == len(DATA)
+        writer.commit()
+    assert digests(one) == [DIGEST]
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_ingests_are_apart(one: Tenant, two: Tenant) -> None:
