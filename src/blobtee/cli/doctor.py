@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -17,8 +18,9 @@ from blobtee import core
 from blobtee._version import __version__
 from blobtee.cli.progress import nbytes
 from blobtee.cli.session import Session, verb
-from blobtee.errors import BlobteeError, FailedPrecondition, NotFound
+from blobtee.errors import BlobteeError, ConnectionFailed, DeadlineExceeded, FailedPrecondition, NotFound, Unimplemented
 from blobtee.plugin import containerd
+from blobtee.plugin.sockets import refusal
 from blobtee.registry import FileCredentials
 from blobtee.registry.hosts import CONFIG_DIRS
 
@@ -133,21 +135,54 @@ def _containerd(config: Path) -> dict[str, object]:
     except BlobteeError as error:
         return found | {"problems": [str(error)]}
     sockets = containerd.content_sockets(loaded)
-    found["sockets"] = {str(socket): _answer(socket) for socket in sockets}
+    found["sockets"] = {str(socket): answer(socket) for socket in sockets}
     # One that has no content plugin at all is not meant to run on blobtee.
     problems = containerd.check(loaded, major) if sockets else []
     return found | {"problems": [f"{problem.what}: {problem.cure}" for problem in problems]}
 
 
-def _answer(socket: Path) -> str:
+def answer(socket: Path) -> str:
+    """What is at the other end of a socket, and what to do about it."""
+    refused = refusal(socket)
+    if refused:
+        return _refused(socket, refused)
     try:
         from blobtee.plugin.client import is_serving
     except (ImportError, FailedPrecondition):
         return "not asked: pip install 'blobtee[containerd]'"
     try:
-        return "serving" if is_serving(socket) else "stopping"
+        return "serving" if is_serving(socket) else "stopping: it finishes what is under way and takes no more"
+    except Unimplemented:
+        return "serving, but it is not blobtee: see what else listens there"
+    except (DeadlineExceeded, ConnectionFailed):  # it did take the connection a moment ago
+        return "hanging: it takes connections and does not answer; see its log, and restart it"
     except BlobteeError as error:
         return str(error)
+
+
+def _refused(socket: Path, number: int) -> str:
+    if number == errno.ECONNREFUSED and not socket.is_socket():
+        return f"no socket: another file has its name; remove that, and start `blobtee serve --socket {socket}`"
+    if number == errno.ECONNREFUSED:
+        return (
+            "stale: the server that made it has ended without removing it; start it again (systemctl restart blobtee), "
+            "and it puts its own there"
+        )
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return (
+            f"missing: start `blobtee serve --socket {socket}` (systemctl start blobtee) before containerd; "
+            "if it runs, the two have different paths"
+        )
+    if number in (errno.EACCES, errno.EPERM):
+        return (
+            "forbidden: this user may not connect; run `blobtee doctor` as the user of containerd (mostly root), or "
+            "give the socket another --group and --mode"
+        )
+    if number == errno.EAGAIN:
+        return "hanging: as many wait to be connected as the kernel keeps waiting; see its log, and restart it"
+    if number == errno.EPROTOTYPE:
+        return "no server of ours: it is not a stream socket; see what else listens there"
+    return f"not to be reached: {os.strerror(number)}"
 
 
 def _credentials() -> list[dict[str, object]]:

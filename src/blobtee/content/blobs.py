@@ -135,9 +135,7 @@ class Blobs:
             claim()
             raise AlreadyExists(f"blob {digest} is in the store already")
 
-    def place(
-        self, data: Path, digest: Digest, size: int, labels: Mapping[str, str], claim: Claim = no_claim
-    ) -> Info:
+    def place(self, data: Path, digest: Digest, size: int, labels: Mapping[str, str], claim: Claim = no_claim) -> Info:
         """Make the synced file `data` the blob `digest`, durably; any error leaves it where it is.
 
         `claim` is called inside the transaction that makes the blob's row, before it is there; at `AlreadyExists` while

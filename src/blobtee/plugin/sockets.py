@@ -88,11 +88,19 @@ class SocketFile:
 
 def listens(path: Path) -> bool:
     """Whether a server accepts connections on the socket."""
+    # A full backlog, or a socket of another kind: somebody is there.
+    return refusal(path) not in (errno.ECONNREFUSED, errno.ENOENT)
+
+
+def refusal(path: Path) -> int:
+    """The errno of connecting to the socket (connect(2), unix(7)); 0 when a server accepts it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(5)
         try:
-            probe.connect(str(path))
+            probe.connect(os.fsencode(path))
         except OSError as error:
-            # A full backlog, or a socket of another kind: somebody is there.
-            return error.errno not in (errno.ECONNREFUSED, errno.ENOENT)
-        return True
+            # Python itself refuses a path that is too long, without an errno.
+            return error.errno or errno.ENAMETOOLONG
+        except ValueError:  # a NUL within the path
+            return errno.EINVAL
+        return 0

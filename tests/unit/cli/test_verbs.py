@@ -266,7 +266,7 @@ def test_doctor_asks_the_store_of_containerd(run: Run, tmp_path: Path, monkeypat
     config.write_text("version = 3\n")
     assert report()["problems"] == []
     config.write_text(configuration(2, socket, "blobtee"))
-    assert "No such file" in report()["sockets"][str(socket)]
+    assert report()["sockets"][str(socket)].startswith("missing: ")
     with LocalStore(tmp_path / "store") as store, Server(store, [Listen("one", socket)]):
         assert report() == {
             "version": "2.4",
