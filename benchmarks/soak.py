@@ -10,6 +10,7 @@ Exits with 1 when memory, descriptors, threads or files have grown, or a byte wa
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -19,8 +20,9 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,62 +43,77 @@ SLACK = {"MiB": 8.0, "descriptors": 8.0, "threads": 8.0, "files": 60.0}
 
 @dataclass
 class Load:
-    """What the workers share: blobs that the server was told to keep, and what they have done."""
+    """What the workers share: blobs that the server was told to keep, each with the number of its life, and what they
+    have done."""
 
     live: dict[Digest, int] = field(default_factory=dict)
+    lives: Iterator[int] = field(default_factory=itertools.count)
+    in_hands: set[Digest] = field(default_factory=set)
     done: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def take(self, chance: random.Random) -> Digest | None:
-        """One of the blobs, which is nobody else's until it is given back."""
+    @contextmanager
+    def taking(self, digest: Digest | None, *, back: bool = True) -> Iterator[Digest | None]:
+        """A block in which the blob is nobody else's; None when it is already, or there is none. It is live afterwards
+        if `back`, and if the block did what it was to do."""
         with self.lock:
-            if not self.live:
-                return None
-            digest = chance.choice(list(self.live))
-            del self.live[digest]
-            return digest
+            if digest in self.in_hands:
+                digest = None
+            if digest is not None:
+                self.in_hands.add(digest)
+                life = self.live.pop(digest, None)
+        try:
+            yield digest
+            if digest is not None and back:
+                with self.lock:
+                    self.live[digest] = next(self.lives) if life is None else life
+        finally:
+            with self.lock:
+                self.in_hands -= {digest}
+
+    def any(self, chance: random.Random) -> Digest | None:
+        with self.lock:
+            return chance.choice(list(self.live)) if self.live else None
 
 
 def bring(store: ProxyStore, load: Load, chance: random.Random) -> None:
     data = chance.randbytes(int(LARGEST ** chance.random()))
-    digest = Digest.of(data)
-    try:
-        with store.writer(f"ref {digest}", total=len(data)) as writer:
+    # The shortest ones come often: while another worker deletes one, nobody can say whether it is there.
+    with load.taking(Digest.of(data)) as digest:
+        if digest is None:
+            return
+        with suppress(AlreadyExists), store.writer(f"ref {digest}", total=len(data)) as writer:
             for at in range(writer.status.offset, len(data), 1 << 20):
                 writer.write(data[at : at + (1 << 20)])
             writer.commit(len(data), digest)
-    except AlreadyExists:
-        pass
-    with load.lock:
-        load.live[digest] = len(data)
 
 
 def read(store: ProxyStore, load: Load, chance: random.Random) -> None:
-    digest = load.take(chance)
-    if digest is None:
-        return
-    with store.reader_at(Descriptor("", digest, -1)) as reader:
-        if chance.random() < 0.3:
-            reader.read_at(chance.randrange(reader.size + 1), 32 << 10)
-        elif Digest.of(reader.read_at(0, reader.size)) != digest:
-            load.wrong.append(f"{digest} is not what it was")
-    with load.lock:
-        load.live[digest] = 1
+    with load.taking(load.any(chance)) as digest:
+        if digest is None:
+            return
+        with store.reader_at(Descriptor("", digest, -1)) as reader:
+            if chance.random() < 0.3:
+                reader.read_at(chance.randrange(reader.size + 1), 32 << 10)
+            elif Digest.of(reader.read_at(0, reader.size)) != digest:
+                load.wrong.append(f"{digest} is not what it was")
 
 
 def let_go(store: ProxyStore, load: Load, chance: random.Random) -> None:
-    if len(load.live) > LIVE and (digest := load.take(chance)) is not None:
-        store.delete(digest)
+    if len(load.live) > LIVE:
+        with load.taking(load.any(chance), back=False) as digest:
+            if digest is not None:
+                store.delete(digest)
 
 
 def look(store: ProxyStore, load: Load, chance: random.Random) -> None:
     """Nothing that was brought before the list and not let go of may be missing from it."""
     with load.lock:
-        before = set(load.live)
+        before = set(load.live.items())
     listed = {info.digest for info in store.walk()}
     with load.lock:
-        lost = (before & set(load.live)) - listed
+        lost = {digest for digest, _ in before & set(load.live.items())} - listed
     load.wrong += [f"{digest} is not listed" for digest in lost]
 
 

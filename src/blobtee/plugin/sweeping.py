@@ -103,6 +103,8 @@ class Sweeper:
             if gone:
                 removed += 1
                 settled.append(digest)
+            else:
+                self._wanted.set()  # it is in somebody's hands for a moment: look again
         self._references.settle(settled)
         return removed
 
