@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 IMAGE ?=
 C_SOURCES := $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 
-.PHONY: help run test lint format bench bench-peers bench-plugin soak sanitize wheel clean
+.PHONY: help run test lint format bench bench-peers bench-plugin bench-tee soak sanitize wheel clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -64,6 +64,9 @@ bench-peers: $(VENV)/bench ## Measure beside Go's path on this machine (needs Go
 
 bench-plugin: $(VENV)/bench ## Measure the content service beside containerd's own store (needs Go)
 	$(BIN)/python -m benchmarks.plugin $(BENCH_ARGS)
+
+bench-tee: $(VENV)/bench ## Measure the tee beside its targets: bytes, requests, waste, wrong bytes, ratios
+	$(BIN)/python -m benchmarks.tee $(BENCH_ARGS)
 
 soak: $(VENV)/bench ## Ten minutes of mixed load on the content service: nothing may grow, no byte be wrong
 	$(BIN)/python -m benchmarks.soak

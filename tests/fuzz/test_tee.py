@@ -4,121 +4,21 @@ hang."""
 from __future__ import annotations
 
 import os
-import random
-import threading
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from blobtee import tasks
-from blobtee.content import LocalStore, Trust
-from blobtee.errors import BlobteeError, Closed, ConnectionFailed, ProtocolViolation, TooManyRequests, Unauthenticated
-from blobtee.tee import Tee, digests
-from tests.unit.tee.support import Origin, OriginStream, chunks, desc_of, some_bytes
+from tests.fuzz.faulty import hammer
 
 READS = int(os.environ.get("BLOBTEE_TEE_READS", "2000"))
 """Reads in all; the full run has 1,000,000."""
-
-THREADS = 8
-DATA = some_bytes(chunks(50) + 4321)
-DESC = desc_of(DATA)
-
-
-class Hostile(Origin):
-    """Breaks off, refuses, stalls a little, knows no ranges, and sends wrong bytes: each now and then."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__(DATA)
-        self.draw = random.Random(seed)
-        self.spoiled: set[int] = set()
-        """Chunks of which wrong bytes may have been sent, since the last time that everything was thrown away."""
-
-    def stream(self, start: int, end: int) -> OriginStream:
-        with self._lock:
-            chance = self.draw.random()
-            whole = self.draw.random() < 0.05
-            piece = self.draw.choice((1000, 65536, 70_000, 1 << 20))
-            stops_at = start + self.draw.randrange(end - start) if chance < 0.2 else None
-            lie = self.draw.randrange(len(DATA)) if self.draw.random() < 0.03 else None
-        if 0.2 <= chance < 0.3:
-            raise self.draw.choice((ConnectionFailed, TooManyRequests, Unauthenticated, ProtocolViolation))("no")
-        stream = _HostileStream(self, 0 if whole else start, len(DATA) if whole else end)
-        stream.piece, stream.stops_at, stream.lie = piece, stops_at, lie
-        return stream
-
-
-class _HostileStream(OriginStream):
-    piece = 1 << 20
-    stops_at: int | None = None
-    lie: int | None = None
-
-    def readinto(self, view: memoryview) -> int:
-        if self.stops_at is not None and self.position >= self.stops_at:
-            raise ConnectionFailed("broke off")
-        end = min(self.end, self.position + min(self.piece, len(view)))
-        if self.stops_at is not None:
-            end = min(end, self.stops_at)
-        part = bytearray(DATA[self.position : end])
-        if self.lie is not None and self.position <= self.lie < end:
-            part[self.lie - self.position] ^= 0x55
-        view[: len(part)] = part
-        self.position += len(part)
-        return len(part)
 
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kept", [False, True])
 def test_no_reader_gets_a_wrong_byte_whatever_the_source_does(tmp_path: Path, kept: bool) -> None:
-    """Readers of `BLOB` and the end of those of `STREAMED` are held against the truth; `RAW` readers, who may be lied
-    to, fill the same files beside them. `kept`: digests of the chunks are there from an earlier time."""
-    origin = Hostile(kept)
-    served = dict.fromkeys(Trust, 0)
-    failed = [0]
-    with LocalStore(tmp_path / "root") as store:
-        if kept:
-            tee = Tee(store)
-            tee.fill(DESC, Origin(DATA).source)
-            tee.close()
-            store.delete(DESC.digest)
-        deadline = time.monotonic() + 3000
-        tee = Tee(store)
-        count = [0]
-        lock = threading.Lock()
-
-        def work(seed: int) -> None:
-            draw = random.Random(seed)
-            while count[0] < READS // 2 and time.monotonic() < deadline:
-                trust = draw.choice(list(Trust))
-                try:
-                    with tee.reader_at(DESC, origin.source, trust) as reader:
-                        for _ in range(draw.randrange(1, 60)):
-                            count[0] += 1
-                            at = draw.randrange(len(DATA))
-                            n = draw.choice((1, 100, 4096, 4096, 4096, 70_000, 300_000))
-                            got = reader.read_at(at, n)
-                            assert len(got) == min(n, len(DATA) - at)
-                            if trust in (Trust.BLOB, Trust.ATTESTED) or (
-                                trust is Trust.STREAMED and at + n >= len(DATA)
-                            ):
-                                assert got == DATA[at : at + n]
-                            served[trust] += 1
-                except BlobteeError as error:
-                    assert not isinstance(error, Closed)  # noqa: PT017
-                    failed[0] += 1
-                if draw.random() < 0.02:
-                    with lock:
-                        # It is evicted, or its digests are lost: all begins anew.
-                        with suppress(BlobteeError):
-                            store.delete(DESC.digest)
-                        if not kept and draw.random() < 0.7:
-                            digests.forget(store.root, DESC.digest)
-
-        with tasks.Group() as group:
-            for number in range(THREADS):
-                group.spawn(work, number)
-        tee.close()
-    assert count[0] >= READS // 2, "it hangs, or is very slow"
-    assert all(served.values())
-    assert failed[0]
+    tally = hammer(tmp_path / "root", READS // 2, kept=kept)
+    assert not tally.wrong
+    assert tally.reads >= READS // 2, "it hangs, or is very slow"
+    assert all(tally.served.values())
+    assert tally.failed

@@ -1,0 +1,137 @@
+"""What the tee costs: a whole blob read in order, small reads of what is here, and many threads."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.plugin.figures import Spread, is_noisy
+from benchmarks.tee.rig import Rig
+from benchmarks.tee.rows import Row, mebibytes
+from blobtee import content
+from blobtee.content import LocalStore, ReaderAt, Trust
+from blobtee.oci import Descriptor
+from blobtee.tee import Tee, source_of
+from blobtee.tee.map import CHUNK
+
+PIECE = 1 << 20
+SMALL = 4 << 10
+THREADS = 100
+
+
+def in_order(rig: Rig, folder: Path, size: int, rounds: int) -> Iterator[Row]:
+    """A full read through the tee beside a straight copy: the same client, the body into a file of a store, hashed on
+    the way, synced, renamed; nothing of the tee. Both end with the blob in a store."""
+    desc = rig.blob(size, seed=1)
+    ways: dict[str, Callable[[LocalStore], None]] = {
+        "copied": lambda store: copied(rig, store, desc),
+        "streamed": lambda store: read_through(rig, store, desc),
+        "filled": lambda store: filled(rig, store, desc),
+    }
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, way in ways.items():
+            root = folder / name
+            with LocalStore(root) as store:
+                wall, cpu = time.perf_counter(), time.process_time()
+                way(store)
+                if number:  # the first round warms up
+                    taken[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+            shutil.rmtree(root)
+    for name, title in (("streamed", "a blob read in order through the tee"), ("filled", "  filled, nobody reading")):
+        ratios = [ours[0] / theirs[0] for ours, theirs in zip(taken[name], taken["copied"], strict=True)]
+        cpu = statistics.median(o[1] / t[1] for o, t in zip(taken[name], taken["copied"], strict=True))
+        spread = Spread.of(ratios)
+        speed = size / statistics.median(wall for wall, _ in taken[name])
+        noise = ", noisy" if is_noisy([wall for wall, _ in taken["copied"]]) else ""
+        note = f"{spread}, CPU {cpu:.2f}, {mebibytes(speed)}/s{noise}"
+        yield Row(
+            f"{title} / copied straight, {mebibytes(size)}", "<= 1.03", note, spread.middle, spread.middle <= 1.03
+        )
+
+
+def copied(rig: Rig, store: LocalStore, desc: Descriptor) -> None:
+    content.copy(store, rig.repository(), desc)
+
+
+def filled(rig: Rig, store: LocalStore, desc: Descriptor) -> None:
+    tee = Tee(store)
+    tee.fill(desc, lambda: source_of(rig.repository(), desc))
+    tee.close()
+
+
+def read_through(rig: Rig, store: LocalStore, desc: Descriptor) -> None:
+    """All of it, in order, as it comes; the last of it comes when the digest was right."""
+    tee = Tee(store)
+    buffer = bytearray(PIECE)
+    with tee.reader_at(desc, lambda: source_of(rig.repository(), desc), Trust.STREAMED) as reader:
+        at = 0
+        while at < desc.size:
+            at += reader.readinto_at(at, buffer)
+    tee.close()
+
+
+def cached(rig: Rig, folder: Path, reads: int, rounds: int) -> Iterator[Row]:
+    """4 KiB reads, at random, of chunks that are here of a blob of which most is not."""
+    desc = rig.blob(64 << 20, seed=2)
+    # Every fourth: more of it, and the rest would come too.
+    chunks = range(0, desc.size // CHUNK, 4)
+    chance = random.Random(3)
+    places = [chance.choice(chunks) * CHUNK + chance.randrange(CHUNK - SMALL) for _ in range(reads)]
+    with LocalStore(folder) as store:
+        tee = Tee(store)
+        with tee.reader_at(desc, lambda: source_of(rig.repository(), desc), Trust.RAW) as reader:
+            for chunk in chunks:
+                reader.read_at(chunk * CHUNK, SMALL)
+            plain = folder / "plain"
+            shutil.copyfile(folder / "partial" / "sha256" / desc.digest.hex / "data", plain)
+            fd = os.open(plain, os.O_RDONLY)
+            try:
+                yield from _beside_pread(reader, fd, places, rounds)
+                yield from _many_threads(reader, places, rounds)
+            finally:
+                os.close(fd)
+        tee.close()
+
+
+def _beside_pread(reader: ReaderAt, fd: int, places: list[int], rounds: int) -> Iterator[Row]:
+    ratios = []
+    pread, read_at = os.pread, reader.read_at
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        for at in places:
+            pread(fd, SMALL, at)
+        plain = time.perf_counter() - begun
+        begun = time.perf_counter()
+        for at in places:
+            read_at(at, SMALL)
+        ratios.append((time.perf_counter() - begun) / plain)
+    spread = Spread.of(ratios)
+    yield Row("a cached 4 KiB read / os.pread", "<= 1.5", str(spread), spread.middle, spread.middle <= 1.5)
+
+
+def _many_threads(reader: ReaderAt, places: list[int], rounds: int) -> Iterator[Row]:
+    def work(part: list[int]) -> None:
+        read_at = reader.read_at
+        for at in part:
+            read_at(at, SMALL)
+
+    parts = [places[number::THREADS] for number in range(THREADS)]
+    ratios = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in range(rounds):
+            begun = time.perf_counter()
+            work(places)
+            alone = time.perf_counter() - begun
+            begun = time.perf_counter()
+            list(pool.map(work, parts))
+            ratios.append(alone / (time.perf_counter() - begun))
+    spread = Spread.of(ratios)
+    title = f"throughput of such reads, {THREADS} threads / 1"
+    yield Row(title, ">= 1", str(spread), spread.middle, round(spread.middle, 2) >= 1)
