@@ -116,6 +116,21 @@ int bt_sha256_copy(bt_sha256 *to, bt_sha256 *from);
 /* *nbytes = bytes appended so far. BT_OK; BT_BUSY. */
 int bt_sha256_nbytes(bt_sha256 *h, uint64_t *nbytes);
 
+/* The state of SHA-256 between two blocks is its chaining value (FIPS 180-4: H(i)), here big-endian as a digest is. Two of
+ * one message prove the bytes between them without the rest of it: from the first on, other bytes do not lead to the second.
+ *
+ * Appends in[0, in_nbytes) and writes the chaining value after each whole every_nbytes of it, one behind the other.
+ * BT_OK; BT_BUSY; BT_TOO_LONG; BT_BAD_ARGUMENT when every_nbytes is not a positive number of whole blocks, or h is in the
+ * middle of one. After a failure h is unchanged. */
+int bt_sha256_update_chained(bt_sha256 *h, const uint8_t *in, size_t in_nbytes, size_t every_nbytes, uint8_t *values);
+
+/* The chaining value after what was appended so far. BT_OK; BT_BUSY; BT_BAD_ARGUMENT in the middle of a block. */
+int bt_sha256_chaining_value(bt_sha256 *h, uint8_t value[BT_SHA256_DIGEST_NBYTES]);
+
+/* Starts h as it is after nbytes that led to `value`. BT_OK; BT_BAD_ARGUMENT when that is no number of whole blocks, then
+ * h is unchanged. h must not be in use. */
+int bt_sha256_resume(bt_sha256 *h, const uint8_t value[BT_SHA256_DIGEST_NBYTES], uint64_t nbytes);
+
 /* Serialises the state in the middle of a stream: big-endian, the same on every machine and path.
  *   "btsha2" version:u16 = 1   nbytes:u64   state:8 * u32   partial: nbytes % 64 bytes   crc32c of all before: u32
  * Returns its length (at most BT_SHA256_STATE_MAX_NBYTES), or BT_BUSY. */

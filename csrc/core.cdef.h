@@ -25,6 +25,9 @@ int bt_sha256_copy(bt_sha256 *to, bt_sha256 *from);
 int bt_sha256_nbytes(bt_sha256 *h, uint64_t *nbytes);
 int bt_sha256_save(bt_sha256 *h, uint8_t *out);
 int bt_sha256_restore(bt_sha256 *h, const uint8_t *in, size_t in_nbytes);
+int bt_sha256_update_chained(bt_sha256 *h, const uint8_t *in, size_t in_nbytes, size_t every_nbytes, uint8_t *values);
+int bt_sha256_chaining_value(bt_sha256 *h, uint8_t *value);
+int bt_sha256_resume(bt_sha256 *h, const uint8_t *value, uint64_t nbytes);
 const char *bt_sha256_path(void);
 int bt_sha256_lanes(void);
 

@@ -164,6 +164,56 @@ int bt_sha256_nbytes(bt_sha256 *h, uint64_t *nbytes)
     return BT_OK;
 }
 
+/* ---- chaining values ---------------------------------------------------------------------------------------- */
+
+int bt_sha256_update_chained(bt_sha256 *h, const uint8_t *in, size_t in_nbytes, size_t every_nbytes, uint8_t *values)
+{
+    int result = BT_OK;
+    if (every_nbytes == 0 || every_nbytes % BLOCK != 0)
+        return BT_BAD_ARGUMENT;
+    if (!claim(h))
+        return BT_BUSY;
+    if (h->nbytes % BLOCK != 0)
+        result = BT_BAD_ARGUMENT;
+    else if (in_nbytes > MAX_NBYTES - h->nbytes)
+        result = BT_TOO_LONG;
+    else {
+        for (; in_nbytes >= every_nbytes; in += every_nbytes, in_nbytes -= every_nbytes) {
+            update(h, in, every_nbytes);
+            put_state(values, h->state);
+            values += BT_SHA256_DIGEST_NBYTES;
+        }
+        if (in_nbytes > 0)
+            update(h, in, in_nbytes);
+    }
+    release(h);
+    return result;
+}
+
+int bt_sha256_chaining_value(bt_sha256 *h, uint8_t value[BT_SHA256_DIGEST_NBYTES])
+{
+    int result = BT_OK;
+    if (!claim(h))
+        return BT_BUSY;
+    if (h->nbytes % BLOCK != 0)
+        result = BT_BAD_ARGUMENT;
+    else
+        put_state(value, h->state);
+    release(h);
+    return result;
+}
+
+int bt_sha256_resume(bt_sha256 *h, const uint8_t value[BT_SHA256_DIGEST_NBYTES], uint64_t nbytes)
+{
+    if (nbytes % BLOCK != 0 || nbytes > MAX_NBYTES)
+        return BT_BAD_ARGUMENT;
+    bt_sha256_init(h);
+    for (int i = 0; i < 8; i++)
+        h->state[i] = get32(value + 4 * i);
+    h->nbytes = nbytes;
+    return BT_OK;
+}
+
 /* ---- several streams ---------------------------------------------------------------------------------------- */
 
 /* One stream on its way through a lane. What it has to compress comes in up to three runs of whole blocks: the partial

@@ -24,6 +24,9 @@ _WRITE_ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLL
 PIECE = 1 << 20
 """Bytes of one read or write of bulk data (`performance.md`, Files)."""
 
+WRITEBACK = 16 << 20
+"""Bytes after which the disk is set to work on what was written."""
+
 
 class FileReader(ReaderAt):
     """Reads the file open at `fd`, which it owns, by position. Deleting or renaming the file does not disturb it.
@@ -164,6 +167,26 @@ def make_directory(path: Path) -> None:
             raise
     else:
         sync_directory(path.parent)
+
+
+class Writeback:
+    """Sets the disk to work on what is written in order, so that the sync at the end finds little to do."""
+
+    def __init__(self, offset: int) -> None:
+        """Writing begins at `offset`."""
+        self._begun = offset
+
+    def written(self, fd: int, offset: int) -> None:
+        """Written up to `offset`.
+
+        What `sync_file_range` is for. This advice starts the same and drops only pages that are on disk already,
+        which those of the last `WRITEBACK` bytes hardly are: they stay cached for whoever reads them next.
+        """
+        n = offset - self._begun
+        if n >= WRITEBACK:
+            with suppress(OSError):
+                os.posix_fadvise(fd, self._begun, n, os.POSIX_FADV_DONTNEED)
+            self._begun = offset
 
 
 def write_all(fd: int, data: memoryview, offset: int) -> None:

@@ -17,7 +17,7 @@ from blobtee.content.api import Info, Status, Writer
 from blobtee.content.blobs import Blobs, Claim, no_claim
 from blobtee.content.checks import check_commit, check_truncation, flat
 from blobtee.content.digester import Hash, digest_of, digester
-from blobtee.content.files import PIECE, os_errors, write_all
+from blobtee.content.files import PIECE, Writeback, os_errors, write_all
 from blobtee.content.ingests import Ingest
 from blobtee.errors import AlreadyExists, BlobteeError, Closed, StorageFull, from_os_error
 from blobtee.oci import Digest
@@ -29,9 +29,6 @@ _logger = logging.getLogger(__name__)
 
 ALLOCATE_FROM = 1 << 20
 """Bytes from which on space for the whole blob is asked for before its first byte."""
-
-WRITEBACK = 16 << 20
-"""Bytes after which the kernel is told to begin writing them out, so that the sync at the end finds little to do."""
 
 
 class LocalWriter(Writer):
@@ -54,7 +51,7 @@ class LocalWriter(Writer):
         self._allocate = status.total >= ALLOCATE_FROM
         self._synced = False
         self._touched = False
-        self._handed_on = status.offset
+        self._writeback = Writeback(status.offset)
         self._fd = os.open(ingest.data, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             # The rest may be space that was allocated ahead, or bytes that nobody counted when the writer was killed.
@@ -105,7 +102,7 @@ class LocalWriter(Writer):
             self._advance_to(0)
             self._hash = self._hash_file(self._algorithm, size)
             self._advance_to(size)
-            self._handed_on = size
+            self._writeback = Writeback(size)
             self._allocate = self._status.total >= ALLOCATE_FROM
             self._synced = False
 
@@ -158,17 +155,7 @@ class LocalWriter(Writer):
             raise from_os_error(error, f"write {piece.nbytes} bytes to an ingest at offset {offset}") from error
         self._hash.update(piece)
         self._advance_to(offset + piece.nbytes)
-        self._begin_writeback()
-
-    def _begin_writeback(self) -> None:
-        """What `sync_file_range` is for. This advice starts the same and drops only pages that are on disk already,
-        which those of the last `WRITEBACK` bytes hardly are: they stay cached for whoever reads the blob next.
-        """
-        n = self._status.offset - self._handed_on
-        if n >= WRITEBACK:
-            with contextlib.suppress(OSError):
-                os.posix_fadvise(self._fd, self._handed_on, n, os.POSIX_FADV_DONTNEED)
-            self._handed_on += n
+        self._writeback.written(self._fd, offset + piece.nbytes)
 
     def _advance_to(self, offset: int) -> None:
         self._touched = True

@@ -129,6 +129,52 @@ class Sha256:
             fail(result, "Sha256.from_state")
         return restored
 
+    def update_chained(self, data: ReadableBuffer, every: int, /) -> bytes:
+        """Appends the bytes of `data`, and gives the chaining value after each whole `every` bytes of it, 32 bytes each.
+
+        A chaining value is the state between two blocks (FIPS 180-4: H(i)). Two of one message prove the bytes between
+        them without the rest of it: see `from_chaining_value`. Costs no more than `update`.
+
+        Raises InvalidArgument when `every` is not a positive multiple of 64, when the object is not at one, or past
+        2**61 - 1 bytes in all; FailedPrecondition when another thread is using it. After any error it is as it was.
+        """
+        if not 0 < every < 1 << 63:
+            raise InvalidArgument(f"chaining values after each {every} bytes")
+        with readable(data) as view:
+            values = new_uncleared(BYTES, len(view) // every * 32)
+            result = lib.bt_sha256_update_chained(self._context, view, len(view), every, values)
+        if result:
+            fail(result, "Sha256.update_chained")
+        answer: bytes = ffi.buffer(values)[:]
+        return answer
+
+    def chaining_value(self) -> bytes:
+        """The chaining value after what was appended so far, 32 bytes.
+
+        Raises InvalidArgument where that is not a multiple of 64 bytes, FailedPrecondition when another thread is using
+        this object.
+        """
+        value = new_uncleared(_DIGEST)
+        result = lib.bt_sha256_chaining_value(self._context, value)
+        if result:
+            fail(result, "Sha256.chaining_value")
+        answer: bytes = ffi.buffer(value)[:]
+        return answer
+
+    @classmethod
+    def from_chaining_value(cls, value: bytes, nbytes: int, /) -> Sha256:
+        """The object as it is after `nbytes`, a multiple of 64, that led to the chaining value `value`.
+
+        Raises InvalidArgument for another number of either.
+        """
+        resumed = cls()
+        if len(value) != cls.digest_size or not 0 <= nbytes < 1 << 61:
+            raise InvalidArgument(f"a chaining value of {len(value)} bytes, after {nbytes} bytes")
+        result = lib.bt_sha256_resume(resumed._context, value, nbytes)
+        if result:
+            fail(result, "Sha256.from_chaining_value")
+        return resumed
+
     def __repr__(self) -> str:
         return f"<blobtee.core.Sha256 at {id(self):#x}>"
 

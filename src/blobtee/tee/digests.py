@@ -1,9 +1,10 @@
-"""A digest for each chunk of a blob that was checked whole: what proves single chunks that are fetched again.
+"""What proves each chunk of a blob that was checked whole, for single chunks that are fetched again.
 
 The file `<root>/digests/<algorithm>/<hex>`: magic with version, the blob's size and a CRC-32C of all that follows, then
-32 bytes of SHA-256 a chunk. It is made here, of bytes whose digest was right, so that a chunk with the digest that
-stands here is the blob's (`spec/tee.md` sections 3 and 4). Without it, or with a damaged one, the blob is only fetched
-whole.
+32 bytes a chunk. For a SHA-256 blob these are the chaining values of the blob's own digest behind each chunk, and that
+digest itself for the last: they come for nothing while it is hashed, and a chunk that leads from the value before it to
+the one behind it is the blob's. For other algorithms it is a SHA-256 of the chunk. Either was made here, of bytes whose
+digest was right (`spec/tee.md` sections 3 and 4). Without the file, or with a damaged one, the blob is only fetched whole.
 """
 
 from __future__ import annotations
@@ -13,21 +14,24 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 
+from blobtee.content.digester import Hash, digest_of, digester
 from blobtee.content.files import make_directory, os_errors, replace_file
-from blobtee.core import crc32c, sha256_many
+from blobtee.core import Sha256, crc32c, sha256_many, update_many
+from blobtee.errors import InvalidArgument
 from blobtee.oci import Digest
-from blobtee.tee.map import CHUNK, chunks_of
+from blobtee.tee.map import CHUNK, Frontier, chunks_of
 
 NBYTES = 32
-_MAGIC = b"bteedig\x01"
+_MAGIC = b"bteedig\x02"
 _HEAD = struct.Struct("<8sQI")
 
 
 class ChunkDigests:
-    """The digests of one blob's chunks."""
+    """What proves one blob's chunks."""
 
-    def __init__(self, packed: bytes) -> None:
+    def __init__(self, digest: Digest, packed: bytes) -> None:
         self._packed = packed
+        self._chained = digest.algorithm == Sha256.name
 
     @classmethod
     def load(cls, root: Path, digest: Digest, size: int) -> ChunkDigests | None:
@@ -42,7 +46,7 @@ class ChunkDigests:
         packed = raw[_HEAD.size :]
         if magic != _MAGIC or stated != size or crc != crc32c(packed):
             return None
-        return cls(packed)
+        return cls(digest, packed)
 
     @staticmethod
     def are_kept(root: Path, digest: Digest, size: int) -> bool:
@@ -53,11 +57,66 @@ class ChunkDigests:
             return False
 
     def agree(self, first: int, chunks: list[memoryview]) -> list[bool]:
-        """Which of `chunks`, consecutive from `first`, are the blob's."""
-        return [
-            self._packed[NBYTES * number : NBYTES * (number + 1)] == digest
-            for number, digest in enumerate(sha256_many(chunks), first)
+        """Which of `chunks`, consecutive from `first`, are the blob's. Each is whole; only the blob's last is shorter."""
+        found = self._chain(first, chunks) if self._chained else sha256_many(chunks)
+        return [self._of(number) == each for number, each in enumerate(found, first)]
+
+    def _of(self, chunk: int) -> bytes:
+        return self._packed[NBYTES * chunk : NBYTES * (chunk + 1)]
+
+    def _chain(self, first: int, chunks: list[memoryview]) -> list[bytes]:
+        """Where each chunk leads from the value that is kept for the one before it."""
+        hashers = [
+            Sha256.from_chaining_value(self._of(number - 1), CHUNK * number) if number else Sha256()
+            for number in range(first, first + len(chunks))
         ]
+        update_many(zip(hashers, chunks, strict=True))
+        last = len(self._packed) // NBYTES - 1 - first
+        return [
+            hasher.digest() if number == last else hasher.chaining_value() for number, hasher in enumerate(hashers)
+        ]
+
+
+class ChunkHasher:
+    """Hashes a blob in order, and makes what proves its chunks beside. For one thread."""
+
+    def __init__(self, algorithm: str, frontier: Frontier | None = None) -> None:
+        """`frontier`: begin where somebody else came to; the chunks before it are left out. Where that is of no use,
+        `done` is 0."""
+        self.done = 0
+        """Bytes of the blob that are hashed."""
+        self._algorithm = algorithm
+        self._hash: Hash = digester(algorithm)
+        self._proofs: list[bytes] = []
+        if frontier is not None and algorithm == Sha256.name and frontier.state and frontier.offset % CHUNK == 0:
+            with suppress(InvalidArgument):
+                self._hash = Sha256.from_state(frontier.state)
+                self.done = frontier.offset
+
+    def update(self, data: memoryview) -> None:
+        """The bytes from `done` on: whole chunks, but at the end of the blob."""
+        if isinstance(self._hash, Sha256):
+            self._proofs.append(self._hash.update_chained(data, CHUNK))
+        else:
+            self._hash.update(data)
+            self._proofs += sha256_many(cut(data))
+        self.done += data.nbytes
+
+    def frontier(self) -> Frontier | None:
+        """For another to begin at; None where nobody could."""
+        return Frontier(self.done, self._hash.state()) if isinstance(self._hash, Sha256) else None
+
+    def digest(self) -> Digest:
+        """Of what was hashed so far."""
+        return digest_of(self._algorithm, self._hash)
+
+    def packed(self, *, ended: bool = True) -> bytes:
+        """What proves the chunks that were hashed here, for `keep`; `ended`: up to the end of the blob."""
+        packed = b"".join(self._proofs)
+        if not ended or not isinstance(self._hash, Sha256):
+            return packed
+        whole = len(packed) if self.done % CHUNK else len(packed) - NBYTES
+        return packed[:whole] + self._hash.digest()
 
 
 def path_of(root: Path, digest: Digest) -> Path:
@@ -65,7 +124,7 @@ def path_of(root: Path, digest: Digest) -> Path:
 
 
 def keep(root: Path, digest: Digest, size: int, packed: bytes) -> None:
-    """Keep the digests of the blob's chunks, durably; the whole was checked by the caller."""
+    """Keep what proves the blob's chunks (`ChunkHasher.packed`), durably; the whole was checked by the caller."""
     path = path_of(root, digest)
     with os_errors(f"keep the digests of the chunks of {digest}"):
         make_directory(path.parent)

@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from typing import Protocol
 
 from blobtee import tasks
+from blobtee.content.files import Writeback
 from blobtee.errors import BlobteeError, Closed, DigestMismatch, LazyUnavailable, ResourceExhausted
 from blobtee.tee.map import CHUNK, Frontier, chunks_of
 from blobtee.tee.pace import Pace
@@ -302,6 +303,7 @@ class Engine:
         buffer = bytearray(min(_BUFFER, -(-(stream.end - stream.position) // CHUNK) * CHUNK))
         base = stream.position
         filled = 0
+        writeback = Writeback(base)
         while base + filled < stream.end:
             with memoryview(buffer) as view:
                 with view[filled:] as rest:
@@ -318,6 +320,7 @@ class Engine:
                         handed.coming(base)
                     with view[:ready] as whole:
                         self._keep(own, base, whole)
+                    writeback.written(self._partial.fd, base + ready)
             if throttle is not None:
                 throttle(n)
             if ready:

@@ -6,11 +6,9 @@ import threading
 from collections import deque
 
 from blobtee import tasks
-from blobtee.content.digester import Hash, digest_of, digester
-from blobtee.core import Sha256, sha256_many, update_many
 from blobtee.errors import InvalidArgument
 from blobtee.oci import Digest
-from blobtee.tee.digests import cut
+from blobtee.tee.digests import ChunkHasher
 from blobtee.tee.map import CHUNK, Frontier
 from blobtee.tee.partial import Partial
 
@@ -32,13 +30,12 @@ class Hasher:
         self._spare: list[bytearray] = []
         self._unmade = _SLOTS
         self._stopped = False
-        self._hash, self._done = _resumed(partial)
+        self._hasher = ChunkHasher(partial.digest.algorithm, partial.map.frontier)
         self._settled: Frontier | None = None
-        self._begun_at = self._done
+        self._begun_at = self._hasher.done
         # What the queue ends at: handed over, if not hashed yet.
-        self._promised = self._done
+        self._promised = self._begun_at
         self._coming: int | None = None
-        self._digests: list[bytes] = []
 
     def coming(self, offset: int) -> None:
         """See `engine.Sink`: what is handed over is not read from the file meanwhile."""
@@ -88,7 +85,7 @@ class Hasher:
 
     def _run(self) -> None:
         scratch = bytearray(_PIECE)
-        while self._done < self._partial.size:
+        while self._hasher.done < self._partial.size:
             with self._changed:
                 while not self._queue and not self._stopped and not self._ready():
                     tasks.check()
@@ -98,7 +95,7 @@ class Hasher:
                 handed = self._queue.popleft() if self._queue else None
                 if handed is None:
                     nbytes = self._ready()
-                    self._promised = self._done + nbytes
+                    self._promised = self._hasher.done + nbytes
             if handed is not None:
                 buffer, nbytes = handed
                 self._add(memoryview(buffer)[:nbytes])
@@ -107,7 +104,7 @@ class Hasher:
                     self._changed.notify_all()
             else:
                 with memoryview(scratch)[:nbytes] as view:
-                    self._partial.readinto(self._done, view)
+                    self._partial.readinto(self._hasher.done, view)
                     self._add(view)
 
     def frontier(self) -> Frontier | None:
@@ -115,50 +112,34 @@ class Hasher:
         return self._settled
 
     def finish(self) -> tuple[Digest, bytes]:
-        """The blob's digest, and those of its chunks, one behind the other. After `run` has come to the end."""
-        if self._done != self._partial.size:
+        """The blob's digest, and what proves its chunks. After `run` has come to the end."""
+        if self._hasher.done != self._partial.size:
             raise InvalidArgument("a blob that was not hashed to its end has no digest")
-        for start in range(0, self._begun_at, _PIECE):
-            # What an earlier process hashed: its chunks still want their digests.
-            view = memoryview(bytearray(min(_PIECE, self._begun_at - start)))
-            self._partial.readinto(start, view)
-            self._digests[start // CHUNK : start // CHUNK] = sha256_many(cut(view))
-        return digest_of(self._partial.digest.algorithm, self._hash), b"".join(self._digests)
+        return self._hasher.digest(), self._before() + self._hasher.packed()
+
+    def _before(self) -> bytes:
+        """What proves the chunks that an earlier process hashed."""
+        earlier = ChunkHasher(self._partial.digest.algorithm)
+        buffer = memoryview(bytearray(min(_PIECE, self._begun_at)))
+        while left := self._begun_at - earlier.done:
+            with buffer[:left] as view:
+                self._partial.readinto(earlier.done, view)
+                earlier.update(view)
+        return earlier.packed(ended=False)
 
     def _ready(self) -> int:
         """Bytes from the frontier on that are here and not about to be handed over, up to a piece."""
         if self._coming is not None:
             return 0
-        first = self._done // CHUNK
+        first = self._hasher.done // CHUNK
         last = min(self._partial.chunks, first + _PIECE // CHUNK)
         end = self._partial.map.next_absent(first, last)
         if end == first or not self._partial.is_here(first, end):
             return 0
-        return min(end * CHUNK, self._partial.size) - self._done
+        return min(end * CHUNK, self._partial.size) - self._hasher.done
 
     def _add(self, data: memoryview) -> None:
-        chunks = cut(data)
-        hashers = [Sha256() for _ in chunks]
-        if isinstance(self._hash, Sha256):
-            # Side by side on one core: the digests of the chunks come for next to nothing.
-            update_many([(self._hash, data), *zip(hashers, chunks, strict=True)])
-        else:
-            self._hash.update(data)
-            update_many(zip(hashers, chunks, strict=True))
-        digests = [hasher.digest() for hasher in hashers]
+        self._hasher.update(data)
         with self._changed:
-            self._done += data.nbytes
-            self._promised = max(self._promised, self._done)
-            self._digests += digests
-        if isinstance(self._hash, Sha256):
-            self._settled = Frontier(self._done, self._hash.state())
-
-
-def _resumed(partial: Partial) -> tuple[Hash, int]:
-    frontier = partial.map.frontier
-    if partial.digest.algorithm == "sha256" and frontier.offset and frontier.offset % CHUNK == 0:
-        try:
-            return Sha256.from_state(frontier.state), frontier.offset
-        except InvalidArgument:
-            pass
-    return digester(partial.digest.algorithm), 0
+            self._promised = max(self._promised, self._hasher.done)
+        self._settled = self._hasher.frontier()

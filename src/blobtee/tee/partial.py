@@ -36,6 +36,10 @@ CHECKPOINT_NBYTES = 64 << 20
 CHECKPOINT_SECONDS = 5.0
 """What a power cut may cost: bytes that came, and seconds since the first of them."""
 
+CHECKPOINT_PAUSE = 1.0
+"""Seconds that have to be at stake in any case: where so much comes in no time, syncing each of it holds it up more than
+bringing it again would."""
+
 
 class Handle(int):
     """A descriptor that closes when nobody refers to it any more: who copies the reference may read on, whatever is
@@ -240,8 +244,10 @@ class Partial:
     @property
     def is_due(self) -> bool:
         """Whether it is time for a checkpoint."""
-        late = time.monotonic() - self._since >= CHECKPOINT_SECONDS
-        return self._unsettled >= CHECKPOINT_NBYTES or (self._unsettled > 0 and late)
+        if not self._unsettled:
+            return False
+        needed = CHECKPOINT_PAUSE if self._unsettled >= CHECKPOINT_NBYTES else CHECKPOINT_SECONDS
+        return time.monotonic() - self._since >= needed
 
     def checkpoint(self, frontier: Frontier | None = None) -> None:
         """Have what is here survive a power cut. Without `frontier`, the one of the last checkpoint stays.

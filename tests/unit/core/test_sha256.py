@@ -226,6 +226,39 @@ def test_state_is_the_same_on_every_path() -> None:
     assert crc32c(state[:-4]) == int.from_bytes(state[-4:], "big")
 
 
+@given(st.integers(0, 4), st.binary(max_size=1000), st.integers(1, 5))
+def test_chaining_values(blocks: int, data: bytes, each: int) -> None:
+    before, every = b"b" * 64 * blocks, 64 * each
+    hasher = Sha256(before)
+    values = hasher.update_chained(data, every)
+    assert hasher.digest() == hashlib.sha256(before + data).digest()
+    cuts = range(0, len(data), every)
+    assert len(values) == 32 * (len(data) // every)
+    starts = [Sha256(before).chaining_value(), *(values[at : at + 32] for at in range(0, len(values), 32))]
+    for start, value, at in zip(starts, starts[1:], cuts, strict=False):
+        part = Sha256.from_chaining_value(start, len(before) + at)
+        part.update(data[at : at + every])
+        assert part.chaining_value() == value
+    last = Sha256.from_chaining_value(starts[-1], len(before) + len(data) // every * every)
+    last.update(data[len(data) // every * every :])
+    assert last.digest() == hasher.digest()
+
+
+def test_chaining_values_are_between_blocks() -> None:
+    hasher = Sha256(b"x")
+    with pytest.raises(InvalidArgument):
+        hasher.chaining_value()
+    with pytest.raises(InvalidArgument):
+        hasher.update_chained(bytes(64), 64)
+    assert hasher.nbytes == 1
+    for every in (-64, 0, 63, 65, 1 << 63):
+        with pytest.raises(InvalidArgument):
+            Sha256().update_chained(bytes(128), every)
+    for value, nbytes in ((bytes(31), 0), (bytes(32), 1), (bytes(32), -64), (bytes(32), 1 << 61)):
+        with pytest.raises(InvalidArgument):
+            Sha256.from_chaining_value(value, nbytes)
+
+
 def test_damaged_states_are_refused() -> None:
     good = Sha256(b"x" * 77).state()
     damaged = [b"", good[:-1], good + b"\0", good[:10], bytes(len(good))]
