@@ -149,6 +149,9 @@ int bt_sha256_lanes(void);
 /* The checksum of the bytes that gave `value` (0 for none) followed by in[0, in_nbytes). Thread-safe. */
 uint32_t bt_crc32c(uint32_t value, const uint8_t *in, size_t in_nbytes);
 
+/* The CRC-32C of each every_nbytes (more than 0) of the input, the last of what is left: four bytes each, little endian. */
+void bt_crc32c_each(const uint8_t *in, size_t in_nbytes, size_t every_nbytes, uint8_t *values);
+
 /* The implementation in use: "sse42+pclmul", "sse42", "armv8-crc32+pmull", "armv8-crc32", "portable". */
 const char *bt_crc32c_path(void);
 

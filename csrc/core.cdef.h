@@ -32,6 +32,7 @@ const char *bt_sha256_path(void);
 int bt_sha256_lanes(void);
 
 uint32_t bt_crc32c(uint32_t value, const uint8_t *in, size_t in_nbytes);
+void bt_crc32c_each(const uint8_t *in, size_t in_nbytes, size_t every_nbytes, uint8_t *values);
 const char *bt_crc32c_path(void);
 
 typedef struct bt_inflater bt_inflater;

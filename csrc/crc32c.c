@@ -158,6 +158,18 @@ uint32_t bt_crc32c(uint32_t value, const uint8_t *in, size_t in_nbytes)
     return ~crc32c_portable(crc, in, in_nbytes);
 }
 
+void bt_crc32c_each(const uint8_t *in, size_t in_nbytes, size_t every_nbytes, uint8_t *values)
+{
+    while (in_nbytes > 0) {
+        size_t n = in_nbytes < every_nbytes ? in_nbytes : every_nbytes;
+        uint32_t crc = bt_crc32c(0, in, n);
+        for (int i = 0; i < 4; i++)
+            *values++ = (uint8_t)(crc >> 8 * i);
+        in += n;
+        in_nbytes -= n;
+    }
+}
+
 const char *bt_crc32c_path(void)
 {
 #ifdef HAVE_INSTRUCTIONS

@@ -31,7 +31,7 @@ from blobtee.core.gzip import (
     sized_member_nbytes,
 )
 from blobtee.core.h2 import H2Call, H2Server, H2Stats
-from blobtee.core.hashing import Sha256, crc32c, sha256_many, update_many
+from blobtee.core.hashing import Sha256, crc32c, crc32c_each, sha256_many, update_many
 from blobtee.core.native import CpuFeatures, cpu_features, library_versions
 from blobtee.core.tar import TarHeaders, TarScanner
 
@@ -49,6 +49,7 @@ __all__ = [
     "TarScanner",
     "cpu_features",
     "crc32c",
+    "crc32c_each",
     "gunzip",
     "gunzip_member_into",
     "gzip_member",

@@ -130,10 +130,10 @@ class Sha256:
         return restored
 
     def update_chained(self, data: ReadableBuffer, every: int, /) -> bytes:
-        """Appends the bytes of `data`, and gives the chaining value after each whole `every` bytes of it, 32 bytes each.
+        """Appends the bytes of `data`, and gives the chaining value after each whole `every` bytes of it.
 
-        A chaining value is the state between two blocks (FIPS 180-4: H(i)). Two of one message prove the bytes between
-        them without the rest of it: see `from_chaining_value`. Costs no more than `update`.
+        A chaining value, 32 bytes, is the state between two blocks (FIPS 180-4: H(i)). Two of one message prove the
+        bytes between them without the rest of it: see `from_chaining_value`. Costs no more than `update`.
 
         Raises InvalidArgument when `every` is not a positive multiple of 64, when the object is not at one, or past
         2**61 - 1 bytes in all; FailedPrecondition when another thread is using it. After any error it is as it was.
@@ -241,3 +241,17 @@ def crc32c(data: ReadableBuffer, value: int = 0, /) -> int:
     """
     with readable(data) as view:
         return int(lib.bt_crc32c(value, view, len(view)))
+
+
+def crc32c_each(data: ReadableBuffer, every: int, /) -> bytes:
+    """The CRC-32C of each `every` bytes of `data`, the last of what is left: four bytes each, little endian.
+
+    Raises InvalidArgument when `every` is not positive.
+    """
+    if not 0 < every < 1 << 63:
+        raise InvalidArgument(f"a CRC of each {every} bytes")
+    with readable(data) as view:
+        values = new_uncleared(BYTES, 4 * -(-len(view) // every))
+        lib.bt_crc32c_each(view, len(view), every, values)
+    answer: bytes = ffi.buffer(values)[:]
+    return answer

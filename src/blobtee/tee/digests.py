@@ -4,7 +4,8 @@ The file `<root>/digests/<algorithm>/<hex>`: magic with version, the blob's size
 32 bytes a chunk. For a SHA-256 blob these are the chaining values of the blob's own digest behind each chunk, and that
 digest itself for the last: they come for nothing while it is hashed, and a chunk that leads from the value before it to
 the one behind it is the blob's. For other algorithms it is a SHA-256 of the chunk. Either was made here, of bytes whose
-digest was right (`spec/tee.md` sections 3 and 4). Without the file, or with a damaged one, the blob is only fetched whole.
+digest was right (`spec/tee.md` sections 3 and 4). Without the file, or with a damaged one, the blob is only fetched
+whole.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class ChunkDigests:
             return False
 
     def agree(self, first: int, chunks: list[memoryview]) -> list[bool]:
-        """Which of `chunks`, consecutive from `first`, are the blob's. Each is whole; only the blob's last is shorter."""
+        """Which of `chunks`, consecutive from `first`, are the blob's. Only its last may be shorter than the others."""
         found = self._chain(first, chunks) if self._chained else sha256_many(chunks)
         return [self._of(number) == each for number, each in enumerate(found, first)]
 
@@ -72,9 +73,7 @@ class ChunkDigests:
         ]
         update_many(zip(hashers, chunks, strict=True))
         last = len(self._packed) // NBYTES - 1 - first
-        return [
-            hasher.digest() if number == last else hasher.chaining_value() for number, hasher in enumerate(hashers)
-        ]
+        return [hasher.digest() if number == last else hasher.chaining_value() for number, hasher in enumerate(hashers)]
 
 
 class ChunkHasher:

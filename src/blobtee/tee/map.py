@@ -20,7 +20,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from blobtee.core import crc32c
+from blobtee.core import crc32c, crc32c_each
 from blobtee.errors import DataLoss
 from blobtee.oci import Digest
 
@@ -130,10 +130,13 @@ class Map:
         """Chunks that are here."""
         return self.chunks - self.bytes[_LIVE : _LIVE + self.chunks].count(ABSENT)
 
-    def mark(self, chunk: int, data: memoryview) -> None:
-        """The chunk, whose bytes are `data`, has been written."""
-        struct.pack_into("<I", self.bytes, self._crcs + 4 * chunk, crc32c(data))
-        self.bytes[_LIVE + chunk] = HERE
+    def mark(self, first: int, data: memoryview) -> None:
+        """The chunks in `data`, consecutive from `first`, have been written."""
+        crcs = crc32c_each(data, CHUNK)
+        count = len(crcs) // 4
+        at = self._crcs + 4 * first
+        self.bytes[at : at + len(crcs)] = crcs
+        self.bytes[_LIVE + first : _LIVE + first + count] = bytes([HERE]) * count
 
     def check(self, chunk: int, data: memoryview) -> bool:
         """Whether an unchecked chunk still has the bytes that were written, `data`. It is marked accordingly."""

@@ -37,7 +37,7 @@ CHECKPOINT_SECONDS = 5.0
 """What a power cut may cost: bytes that came, and seconds since the first of them."""
 
 CHECKPOINT_PAUSE = 1.0
-"""Seconds that have to be at stake in any case: where so much comes in no time, syncing each of it holds it up more than
+"""Seconds that have to be at stake in any case: where so much comes in no time, syncing it holds it up more than
 bringing it again would."""
 
 
@@ -207,25 +207,28 @@ class Partial:
 
         Those that are not what `digests` says are neither written nor marked; the answer names them.
         """
-        chunks = cut(data)
-        good = [True] * len(chunks) if self.digests is None else self.digests.agree(first, chunks)
-        with os_errors(f"keep a part of {self.digest}"):
-            if all(good):
-                write_all(self.fd, data, first * CHUNK)
-            else:
-                for number, chunk in enumerate(chunks):
-                    if good[number]:
-                        write_all(self.fd, chunk, (first + number) * CHUNK)
-        # Marked before they are written, one failure would serve zeros for ever.
-        for number, chunk in enumerate(chunks):
-            if good[number]:
-                self.map.mark(first + number, chunk)
-                self.warm[first + number] = 1
+        if self.digests is None:
+            self._put(first, data)
+            bad = []
+        else:
+            chunks = cut(data)
+            good = self.digests.agree(first, chunks)
+            for number, chunk in enumerate(chunks):
+                if good[number]:
+                    self._put(first + number, chunk)
+            bad = [first + number for number, sound in enumerate(good) if not sound]
         with self._lock:
             if not self._unsettled:
                 self._since = time.monotonic()
             self._unsettled += data.nbytes
-        return [first + number for number, sound in enumerate(good) if not sound]
+        return bad
+
+    def _put(self, first: int, data: memoryview) -> None:
+        with os_errors(f"keep a part of {self.digest}"):
+            write_all(self.fd, data, first * CHUNK)
+        # Marked before they are written, one failure would serve zeros for ever.
+        self.map.mark(first, data)
+        self.warm[first : first + chunks_of(data.nbytes)] = b"\1" * chunks_of(data.nbytes)
 
     def allocate(self) -> None:
         """Ask for the space of all of it, so that a full disk says so before anything is fetched."""

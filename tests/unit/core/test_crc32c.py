@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blobtee.core import cpu_features, crc32c
+from blobtee.core import cpu_features, crc32c, crc32c_each
+from blobtee.errors import InvalidArgument
 from tests.unit.core.support import mixed, thorough
 
 # RFC 3720 appendix B.4, and the check value of the Castagnoli polynomial in the CRC catalogues
@@ -65,6 +66,18 @@ def test_lengths(n: int) -> None:
 def test_values_and_pieces(data: bytes, value: int, cut: int) -> None:
     assert crc32c(data, value) == reference(data, value)
     assert crc32c(data[cut:], crc32c(data[:cut], value)) == crc32c(data, value)
+
+
+@given(st.binary(max_size=300), st.integers(1, 100))
+def test_each(data: bytes, every: int) -> None:
+    pieces = [data[at : at + every] for at in range(0, len(data), every)]
+    assert crc32c_each(data, every) == b"".join(crc32c(piece).to_bytes(4, "little") for piece in pieces)
+
+
+def test_each_of_nothing() -> None:
+    for every in (0, -1, 1 << 63):
+        with pytest.raises(InvalidArgument):
+            crc32c_each(b"x", every)
 
 
 def test_value_out_of_range() -> None:
