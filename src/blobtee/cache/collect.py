@@ -186,10 +186,12 @@ class _Survey:
         if not isinstance(store, LocalStore):
             return {}
         grace = max(self._grace, int(INGEST_GRACE_SECONDS * 1_000_000_000)) if self._grace else 0
+        # What is left of one whose blob is here is of no use, whoever needs the blob.
+        wanted = self.needed - self.marking.blobs.keys()
         return {
             partial.digest: partial.nbytes
             for partial in leftovers.leftovers(store.root)
-            if partial.digest not in self.needed and not self._is_young(partial.used_at, grace)
+            if partial.digest not in wanted and not self._is_young(partial.used_at, grace)
         }
 
     def _is_young(self, since: int, grace: int | None = None) -> bool:

@@ -18,9 +18,8 @@ from pathlib import Path
 from blobtee.content.digester import Hash, digest_of, digester
 from blobtee.content.files import make_directory, os_errors, replace_file
 from blobtee.core import Sha256, crc32c, sha256_many, update_many
-from blobtee.errors import InvalidArgument
 from blobtee.oci import Digest
-from blobtee.tee.map import CHUNK, Frontier, chunks_of
+from blobtee.tee.map import CHUNK, chunks_of
 
 NBYTES = 32
 _MAGIC = b"bteedig\x02"
@@ -79,18 +78,12 @@ class ChunkDigests:
 class ChunkHasher:
     """Hashes a blob in order, and makes what proves its chunks beside. For one thread."""
 
-    def __init__(self, algorithm: str, frontier: Frontier | None = None) -> None:
-        """`frontier`: begin where somebody else came to; the chunks before it are left out. Where that is of no use,
-        `done` is 0."""
+    def __init__(self, algorithm: str) -> None:
         self.done = 0
         """Bytes of the blob that are hashed."""
         self._algorithm = algorithm
         self._hash: Hash = digester(algorithm)
         self._proofs: list[bytes] = []
-        if frontier is not None and algorithm == Sha256.name and frontier.state and frontier.offset % CHUNK == 0:
-            with suppress(InvalidArgument):
-                self._hash = Sha256.from_state(frontier.state)
-                self.done = frontier.offset
 
     def update(self, data: memoryview) -> None:
         """The bytes from `done` on: whole chunks, but at the end of the blob."""
@@ -101,18 +94,14 @@ class ChunkHasher:
             self._proofs += sha256_many(cut(data))
         self.done += data.nbytes
 
-    def frontier(self) -> Frontier | None:
-        """For another to begin at; None where nobody could."""
-        return Frontier(self.done, self._hash.state()) if isinstance(self._hash, Sha256) else None
-
     def digest(self) -> Digest:
         """Of what was hashed so far."""
         return digest_of(self._algorithm, self._hash)
 
-    def packed(self, *, ended: bool = True) -> bytes:
-        """What proves the chunks that were hashed here, for `keep`; `ended`: up to the end of the blob."""
+    def packed(self) -> bytes:
+        """What proves the chunks of the blob, which was hashed to its end, for `keep`."""
         packed = b"".join(self._proofs)
-        if not ended or not isinstance(self._hash, Sha256):
+        if not isinstance(self._hash, Sha256):
             return packed
         whole = len(packed) if self.done % CHUNK else len(packed) - NBYTES
         return packed[:whole] + self._hash.digest()

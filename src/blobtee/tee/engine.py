@@ -18,9 +18,9 @@ from typing import Protocol
 from blobtee import tasks
 from blobtee.content.files import Writeback
 from blobtee.errors import BlobteeError, Closed, DigestMismatch, LazyUnavailable, ResourceExhausted
-from blobtee.tee.map import CHUNK, Frontier, chunks_of
+from blobtee.tee.map import CHUNK, chunks_of
 from blobtee.tee.pace import Pace
-from blobtee.tee.partial import Partial
+from blobtee.tee.partial import CHECKPOINT_SECONDS, Partial
 from blobtee.tee.source import Source, Stream
 
 _logger = logging.getLogger(__name__)
@@ -79,12 +79,11 @@ class Engine:
         self._fetches: list[Fetch] = []
         self._waiters: set[_Waiter] = set()
         self._threads: set[threading.Thread] = set()
-        self._checkpointing = threading.Lock()
+        self._settler: threading.Thread | None = None
+        self._due = threading.Event()
         self._closed = False
         self.on_mark: Callable[[], None] = lambda: None
         """Called after chunks have come, and the sink has had them."""
-        self.frontier: Callable[[], Frontier | None] = lambda: None
-        """How far the blob has been hashed, for checkpoints."""
 
     # ---- for readers ------------------------------------------------------------------------------------------------
 
@@ -361,7 +360,7 @@ class Engine:
             own[0].source.reject()
             raise DigestMismatch(f"chunk {bad[0]} of blob {self._partial.digest}", "the blob's", "another")
         self._wake(first, last)
-        self._checkpoint_if_due()
+        self._settle()
 
     def _wake(self, first: int, last: int) -> None:
         """Wake who waits for any of the chunks [first, last)."""
@@ -370,25 +369,37 @@ class Engine:
                 if waiter.first < last and first < waiter.last:
                     waiter.woken.set()
 
-    def _checkpoint_if_due(self) -> None:
-        """In a thread of its own: what comes should not wait for the disk."""
-        if not self._partial.is_due or not self._checkpointing.acquire(blocking=False):
-            return
+    def _settle(self) -> None:
+        """Have a thread see to checkpoints while there is something for one: what comes should not wait for the disk,
+        and what came last not for what comes next."""
+        with self._lock:
+            if self._settler is None and not self._closed:
+                self._settler = threading.Thread(target=self._settling, name="blobtee-checkpoint", daemon=True)
+                try:
+                    self._settler.start()
+                except RuntimeError:
+                    self._settler = None
+        if self._partial.due_in == 0:
+            self._due.set()
 
-        def checkpoint() -> None:
+    def _settling(self) -> None:
+        while True:
+            with self._lock:
+                left = self._partial.due_in
+                if left is None or self._closed:
+                    self._settler = None
+                    return
+            if left > 0:
+                self._due.wait(left)
+                self._due.clear()
+                continue
             try:
                 with tasks.shield():
-                    self._partial.checkpoint(self.frontier())
+                    self._partial.checkpoint()
             except BlobteeError as error:
                 # What it lost is fetched again by whoever needs it, and a disk that stays so says so there.
                 _logger.warning("%s", error)
-            finally:
-                self._checkpointing.release()
-
-        try:
-            threading.Thread(target=checkpoint, name="blobtee-checkpoint", daemon=True).start()
-        except RuntimeError:
-            self._checkpointing.release()
+                self._due.wait(CHECKPOINT_SECONDS)
 
     # ---- the end ----------------------------------------------------------------------------------------------------
 
@@ -397,12 +408,12 @@ class Engine:
         with self._lock:
             self._closed = True
             fetches = list(self._fetches)
+            settler = self._settler
         for fetch in fetches:
             fetch.cancellation.cancel("the blob was closed")
-        for thread in list(self._threads):
+        self._due.set()
+        for thread in [*self._threads, *([settler] if settler else [])]:
             thread.join()
-        with self._checkpointing:
-            pass
 
     def _check_open(self) -> None:
         if self._closed:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 
 from blobtee import tasks
 from blobtee.content import LocalStore
@@ -68,24 +69,24 @@ class Fill:
             self.resumed = partial.map.count() > 0
             partial.allocate()
             hasher = Hasher(partial)
-            self._engine.on_mark, self._engine.frontier = hasher.woken, hasher.frontier
+            self._engine.on_mark = hasher.woken
             try:
                 with tasks.Group(name="blobtee-fill") as group:
                     self._cancellation = group.cancellation
                     try:
                         hashing = group.spawn(hasher.run)
                         self._bring(group, hasher)
-                        hasher.woken()  # other processes bring chunks too, and tell nobody
+                        hasher.ended()  # other processes bring chunks too, and tell nobody
                         hashing.result()
                     except BaseException:
                         hasher.stop()
                         raise
             finally:
-                self._engine.on_mark, self._engine.frontier = _nothing, _nowhere
+                self._engine.on_mark = _nothing
             found, chunk_digests = hasher.finish()
             if found != partial.digest:
                 self._drop(DigestMismatch(f"blob {partial.digest}", partial.digest, found))
-            self._promote(chunk_digests)
+            self._promote(chunk_digests, hasher.losses)
 
     def _bring(self, group: tasks.Group, hasher: Hasher) -> None:
         """Everything that is missing, over one connection, or over several when that takes long."""
@@ -128,15 +129,16 @@ class Fill:
         finally:
             leave()
 
-    def _promote(self, chunk_digests: bytes) -> None:
+    def _promote(self, chunk_digests: bytes, losses: bytes) -> None:
         partial = self._partial
-        partial.sync()
+        partial.sync(losses)
         digests.keep(partial.root, partial.digest, partial.size, chunk_digests)
+        partial.promote(self._take_in)
+
+    def _take_in(self, data: Path) -> None:
         # When it came another way meanwhile, this one is not needed; who has it open reads the same bytes in it.
         with suppress(AlreadyExists):
-            self._store.take_in(partial.data, partial.digest, self._labels)
-        partial.whole = True
-        partial.remove()
+            self._store.take_in(data, self._partial.digest, self._labels)
 
     def _drop(self, error: DigestMismatch) -> None:
         """Nothing of what came may be used, and nobody knows which part was wrong."""
@@ -148,10 +150,6 @@ class Fill:
 
 
 def _nothing() -> None: ...
-
-
-def _nowhere() -> None:
-    return None
 
 
 def with_another_host(source: Source, attempt: Callable[[], None]) -> None:

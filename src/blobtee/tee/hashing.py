@@ -9,15 +9,15 @@ from blobtee import tasks
 from blobtee.errors import InvalidArgument
 from blobtee.oci import Digest
 from blobtee.tee.digests import ChunkHasher
-from blobtee.tee.map import CHUNK, Frontier
-from blobtee.tee.partial import Partial
+from blobtee.tee.map import CHUNK
+from blobtee.tee.partial import Partial, lost
 
 _SLOTS = 4
 _PIECE = 1 << 20
 
 
 class Hasher:
-    """Hashes what is here of `partial` from its frontier on, each byte once, and a digest for each chunk beside.
+    """Hashes what is here of `partial` from its beginning on, each byte once, and what proves each chunk beside.
 
     `take` hands over what has just come, while it is in memory; what comes out of order is read again from the page
     cache when its turn is there. `run` is for one thread, `take` and `woken` for any.
@@ -30,11 +30,12 @@ class Hasher:
         self._spare: list[bytearray] = []
         self._unmade = _SLOTS
         self._stopped = False
-        self._hasher = ChunkHasher(partial.digest.algorithm, partial.map.frontier)
-        self._settled: Frontier | None = None
-        self._begun_at = self._hasher.done
+        self._ended = False
+        self.losses = partial.map.losses
+        """What `Map.losses` was before anything was hashed."""
+        self._hasher = ChunkHasher(partial.digest.algorithm)
         # What the queue ends at: handed over, if not hashed yet.
-        self._promised = self._begun_at
+        self._promised = 0
         self._coming: int | None = None
 
     def coming(self, offset: int) -> None:
@@ -69,6 +70,12 @@ class Hasher:
         with self._changed:
             self._changed.notify_all()
 
+    def ended(self) -> None:
+        """All chunks have come."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
     def stop(self) -> None:
         """Let `run` end as it is."""
         with self._changed:
@@ -76,7 +83,7 @@ class Hasher:
             self._changed.notify_all()
 
     def run(self) -> None:
-        """Hash until the end of the blob, or `stop`."""
+        """Hash until the end of the blob, or `stop`. `StorageError`: a chunk that had come is not here any more."""
         leave = tasks.current().on_cancel(self.woken)
         try:
             self._run()
@@ -89,6 +96,8 @@ class Hasher:
             with self._changed:
                 while not self._queue and not self._stopped and not self._ready():
                     tasks.check()
+                    if self._ended:
+                        raise lost(self._partial.digest)
                     self._changed.wait()
                 if self._stopped:
                     return
@@ -107,28 +116,29 @@ class Hasher:
                     self._partial.readinto(self._hasher.done, view)
                     self._add(view)
 
-    def frontier(self) -> Frontier | None:
-        """How far it is, for another to go on from; None where nobody could."""
-        return self._settled
-
     def finish(self) -> tuple[Digest, bytes]:
         """The blob's digest, and what proves its chunks. After `run` has come to the end."""
         if self._hasher.done != self._partial.size:
             raise InvalidArgument("a blob that was not hashed to its end has no digest")
-        return self._hasher.digest(), self._before() + self._hasher.packed()
+        if self._partial.map.losses != self.losses:
+            self._hash_again()
+        return self._hasher.digest(), self._hasher.packed()
 
-    def _before(self) -> bytes:
-        """What proves the chunks that an earlier process hashed."""
-        earlier = ChunkHasher(self._partial.digest.algorithm)
-        buffer = memoryview(bytearray(min(_PIECE, self._begun_at)))
-        while left := self._begun_at - earlier.done:
-            with buffer[:left] as view:
-                self._partial.readinto(earlier.done, view)
-                earlier.update(view)
-        return earlier.packed(ended=False)
+    def _hash_again(self) -> None:
+        """A chunk that was hashed has been lost, and came again, from who knows where: what counts is what is here."""
+        partial = self._partial
+        self.losses = partial.map.losses
+        self._hasher = ChunkHasher(partial.digest.algorithm)
+        buffer = memoryview(bytearray(_PIECE))
+        while self._hasher.done < partial.size:
+            if not (nbytes := self._ready()):
+                raise lost(partial.digest)
+            with buffer[:nbytes] as view:
+                partial.readinto(self._hasher.done, view)
+                self._hasher.update(view)
 
     def _ready(self) -> int:
-        """Bytes from the frontier on that are here and not about to be handed over, up to a piece."""
+        """Bytes behind what is hashed that are here and not about to be handed over, up to a piece."""
         if self._coming is not None:
             return 0
         first = self._hasher.done // CHUNK
@@ -142,4 +152,3 @@ class Hasher:
         self._hasher.update(data)
         with self._changed:
             self._promised = max(self._promised, self._hasher.done)
-        self._settled = self._hasher.frontier()

@@ -12,13 +12,13 @@ from pathlib import Path
 from blobtee.content.files import digest_names, os_errors
 from blobtee.oci import Digest
 from blobtee.tee.claims import LIFE, USE, Claims
-from blobtee.tee.partial import remove_files
+from blobtee.tee.partial import is_locked_by, remove_files
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """A partial blob: `nbytes` of the disk, `used_at` nanoseconds since the epoch when something of it was last written
-    or it was last opened."""
+    """A partial blob, or what somebody who was killed left of one: `nbytes` of the disk, `used_at` nanoseconds since
+    the epoch when something of it was last written or it was last opened."""
 
     digest: Digest
     nbytes: int
@@ -28,9 +28,14 @@ class Leftover:
 def leftovers(root: Path) -> Iterator[Leftover]:
     """The partial blobs of a root, open or not. What vanishes meanwhile is left out."""
     for digest, directory in digest_names(root / "partial"):
-        with suppress(FileNotFoundError):
-            used_at = max(os.stat(directory / name).st_mtime_ns for name in ("lock", "map"))
-            yield Leftover(digest, os.stat(directory / "data").st_blocks * 512, used_at)
+        found: dict[str, os.stat_result] = {}
+        for name in ("", "lock", "map", "data"):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                found[name] = os.stat(directory / name)
+        if "" in found:
+            used = [found[name] for name in ("lock", "map") if name in found] or [found[""]]
+            nbytes = found["data"].st_blocks * 512 if "data" in found else 0
+            yield Leftover(digest, nbytes, max(status.st_mtime_ns for status in used))
 
 
 def digested(root: Path) -> Iterator[Digest]:
@@ -47,7 +52,7 @@ def remove(root: Path, digest: Digest) -> bool:
             return False
         claims = Claims(directory / "lock")
         try:
-            if not (claims.take(LIFE, LIFE + 1) and claims.take(USE, USE + 1)):
+            if not (claims.take(LIFE, LIFE + 1) and claims.take(USE, USE + 1) and is_locked_by(directory, claims)):
                 return False
             remove_files(directory)
             return True

@@ -2,7 +2,8 @@
 
 The file `map`, little endian:
 
-    0      two header slots of 512 bytes, written in turn: the one of the higher sequence whose CRC fits counts
+    0      two header slots of 512 bytes, written in turn: the one of the higher sequence whose CRC fits counts; the
+           last 8 bytes are another number whenever chunks that were here have been lost
     1024   LIVE     a byte a chunk: what is in `data`, as far as the kernel knows; shared between processes
            DURABLE  a byte a chunk: what was in `data` at the last checkpoint, on the disk
            CRC      four bytes a chunk: CRC-32C of what was written, against rot and never for trust
@@ -32,20 +33,13 @@ ABSENT, HERE, UNCHECKED = 0, 1, 2
 
 _ANY = bytes([0] + [255] * 255)
 _TO_CHECK = bytes([ABSENT] + [UNCHECKED] * 255)
-_MAGIC = b"blobtee\x01"
+_MAGIC = b"blobtee\x02"
 _SLOT = 512
 _LIVE = 2 * _SLOT
-_HEADER = struct.Struct("<8sQQQBQ36s136sH128s")
-"""Magic with version; sequence; size; inode of data; whether each chunk was proven when it came; hashed bytes; boot id;
-digest; length of the hash's state; state. A CRC-32C of it all follows."""
-
-
-@dataclass(frozen=True)
-class Frontier:
-    """The first `offset` bytes have been hashed, to `state` (`core.Sha256.state`; empty at 0)."""
-
-    offset: int = 0
-    state: bytes = b""
+_LOSSES = slice(_LIVE - 8, _LIVE)
+_HEADER = struct.Struct("<8sQQQB36s136s")
+"""Magic with version; sequence; size; inode of data; whether each chunk was proven when it came; boot id;
+digest. A CRC-32C of it all follows."""
 
 
 def chunks_of(size: int) -> int:
@@ -89,7 +83,6 @@ class Map:
         self._crcs = self._durable + self.chunks
         try:
             header = self._read_header()
-            self.frontier = header.frontier
             self.proven = header.proven
             if not header.boot or header.boot != boot_id():
                 self._recover()
@@ -107,7 +100,7 @@ class Map:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             os.posix_fallocate(fd, 0, map_nbytes(size))
-            os.pwrite(fd, _packed(_Header(1, Frontier(), proven, boot_id()), (digest, size, inode)), _SLOT)
+            os.pwrite(fd, _packed(_Header(1, proven, boot_id()), (digest, size, inode)), _SLOT)
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -138,15 +131,27 @@ class Map:
         self.bytes[at : at + len(crcs)] = crcs
         self.bytes[_LIVE + first : _LIVE + first + count] = bytes([HERE]) * count
 
-    def check(self, chunk: int, data: memoryview) -> bool:
-        """Whether an unchecked chunk still has the bytes that were written, `data`. It is marked accordingly."""
+    def check(self, chunk: int, data: memoryview, *, sound: bool = True) -> bool:
+        """Whether an unchecked chunk still has the bytes that were written, `data`, and is `sound` besides. It is
+        marked accordingly."""
         (crc,) = struct.unpack_from("<I", self.bytes, self._crcs + 4 * chunk)
-        sound = bool(crc == crc32c(data))
+        sound = sound and crc == crc32c(data)
+        if not sound:
+            self.bytes[self._durable + chunk] = ABSENT
         self.bytes[_LIVE + chunk] = HERE if sound else ABSENT
         return sound
 
     def state(self, chunk: int) -> int:
         return self.bytes[_LIVE + chunk]
+
+    @property
+    def losses(self) -> bytes:
+        """Another value whenever chunks that were here are not any more, because the disk did not take them."""
+        return self.bytes[_LOSSES]
+
+    def forget(self, first: int, last: int) -> None:
+        """The chunks [first, last), marked by who has their claims, are not to be believed."""
+        self.bytes[_LIVE + first : _LIVE + last] = bytes(last - first)
 
     def clear(self, first: int, last: int) -> None:
         """The chunks [first, last) are not here any more, on the disk neither. Before they go, not after."""
@@ -159,18 +164,22 @@ class Map:
         """LIVE as it is, for `settle`."""
         return self.bytes[_LIVE : _LIVE + self.chunks]
 
-    def settle(self, snapshot: bytes, frontier: Frontier) -> None:
+    def settle(self, snapshot: bytes) -> None:
         """What `snapshot` says has been synced: it survives the machine from now on. One thread of one process at a
         time; the chunks that were dropped since then stay dropped."""
         still = int.from_bytes(self.snapshot().translate(_ANY), "little")
         kept = int.from_bytes(snapshot, "little") & still
         self.bytes[self._durable : self._durable + self.chunks] = kept.to_bytes(self.chunks, "little")
         self.bytes.flush()
-        self._write_header(frontier)
+        self._write_header()
 
     def unsettle(self) -> None:
         """A sync failed: nobody knows what of `data` reached the disk since the last one, so it counts as lost."""
-        self.bytes[_LIVE : _LIVE + self.chunks] = self.bytes[self._durable : self._durable + self.chunks]
+        # First: who marks a chunk meanwhile looks at it after that.
+        self.bytes[_LOSSES] = os.urandom(8)
+        durable = self.bytes[self._durable : self._durable + self.chunks].translate(_ANY)
+        left = int.from_bytes(durable, "little") & int.from_bytes(self.snapshot(), "little")
+        self.bytes[_LIVE : _LIVE + self.chunks] = left.to_bytes(self.chunks, "little")
 
     def close(self) -> None:
         """The mapping itself lives as long as somebody reads by it."""
@@ -180,16 +189,16 @@ class Map:
 
     def _recover(self) -> None:
         durable = self.bytes[self._durable : self._durable + self.chunks]
+        self.bytes[_LOSSES] = os.urandom(8)
         self.bytes[_LIVE : _LIVE + self.chunks] = durable.translate(_TO_CHECK)
-        self._write_header(self.frontier)
+        self._write_header()
 
-    def _write_header(self, frontier: Frontier) -> None:
+    def _write_header(self) -> None:
         # Another process may have written some since.
         sequence = self._read_header().sequence + 1
-        packed = _packed(_Header(sequence, frontier, self.proven, boot_id()), self._identity)
+        packed = _packed(_Header(sequence, self.proven, boot_id()), self._identity)
         os.pwrite(self._fd, packed, sequence % 2 * _SLOT)
         os.fsync(self._fd)
-        self.frontier = frontier
 
     def _read_header(self) -> _Header:
         sound = [slot for slot in map(self._read_slot, range(2)) if slot is not None]
@@ -202,12 +211,10 @@ class Map:
         (crc,) = struct.unpack_from("<I", raw, _HEADER.size)
         if crc != crc32c(raw[: _HEADER.size]):
             return None
-        magic, sequence, size, inode, proven, hashed, boot, digest, nbytes, state = _HEADER.unpack_from(raw)
+        magic, sequence, size, inode, proven, boot, digest = _HEADER.unpack_from(raw)
         if magic != _MAGIC or (_text(digest), size, inode) != self._identity:
             return None
-        if hashed > size or nbytes > len(state):
-            return None
-        return _Header(sequence, Frontier(hashed, state[:nbytes]), bool(proven), _text(boot))
+        return _Header(sequence, bool(proven), _text(boot))
 
 
 def map_nbytes(size: int) -> int:
@@ -220,7 +227,6 @@ class _Header:
     """What a slot says, beside whose map it is."""
 
     sequence: int
-    frontier: Frontier
     proven: bool
     boot: str
 
@@ -233,11 +239,8 @@ def _packed(header: _Header, identity: tuple[Digest, int, int]) -> bytes:
         size,
         inode,
         header.proven,
-        header.frontier.offset,
         header.boot.encode("ascii", "replace"),
         digest.encode("ascii"),
-        len(header.frontier.state),
-        header.frontier.state,
     )
     return packed + struct.pack("<I", crc32c(packed))
 

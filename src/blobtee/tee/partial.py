@@ -21,11 +21,11 @@ from pathlib import Path
 
 from blobtee import tasks
 from blobtee.content.files import make_directory, os_errors, sync_directory, write_all
-from blobtee.errors import BlobteeError, Closed, DataLoss, SizeMismatch
+from blobtee.errors import BlobteeError, Closed, DataLoss, SizeMismatch, StorageError
 from blobtee.oci import Digest
-from blobtee.tee.claims import CHECKPOINT, LIFE, USE, Claims
+from blobtee.tee.claims import CHECKPOINT, FILL, LIFE, USE, Claims
 from blobtee.tee.digests import ChunkDigests, cut
-from blobtee.tee.map import ABSENT, CHUNK, UNCHECKED, Frontier, Map, chunks_of
+from blobtee.tee.map import ABSENT, CHUNK, UNCHECKED, Map, chunks_of
 
 _logger = logging.getLogger(__name__)
 
@@ -66,14 +66,13 @@ class Partial:
         """It was promoted: every byte is here, and is the blob's."""
         self._directory = root / "partial" / digest.algorithm / digest.hex
         self._lock = threading.Lock()
+        self._settling = threading.Lock()
         self._unsettled = 0
         self._since = time.monotonic()
         self._closed = False
         with os_errors(f"open the partial blob {digest}"):
             while not self._enter():
                 tasks.sleep(_PAUSE)
-        # Large reads go by the descriptor, small ones by the mapping: no call, and no thread is switched to.
-        self.mapping = mmap.mmap(self.fd, size, prot=mmap.PROT_READ) if size else None
         self.warm = bytearray(self.chunks)
         """Chunks that this process has seen in the page cache: reading them by the mapping waits for nothing."""
 
@@ -86,7 +85,8 @@ class Partial:
             return False
         try:
             with self.claims.holding(LIFE):
-                if self._is_locked_by(self.claims) and self.claims.take(USE, USE + 1, shared=True) and self._open():
+                locked = is_locked_by(self._directory, self.claims)
+                if locked and self.claims.take(USE, USE + 1, shared=True) and self._open():
                     return True
         except BaseException:
             self.claims.close()
@@ -94,14 +94,8 @@ class Partial:
         self.claims.close()
         return False
 
-    def _is_locked_by(self, claims: Claims) -> bool:
-        try:
-            return os.stat(self._directory / "lock").st_ino == claims.inode
-        except FileNotFoundError:
-            return False
-
     def _open(self) -> bool:
-        """Open the files, made anew where nothing sound is; False when somebody is just promoting them."""
+        """Open the files, made anew where nothing sound is; False when that has to be tried again."""
         self.digests = ChunkDigests.load(self.root, self.digest, self.size)
         data = self._directory / "data"
         try:
@@ -117,6 +111,9 @@ class Partial:
         except (FileNotFoundError, DataLoss) as error:
             if not self.claims.take(USE, USE + 1):
                 if isinstance(error, FileNotFoundError):
+                    # Somebody is just promoting or removing them. Was he killed at that, they are nobody's.
+                    if self.claims.free(FILL, FILL + 1) == FILL + 1:
+                        remove_files(self._directory)
                     return False
                 if found.st_size != self.size:
                     raise SizeMismatch(f"blob {self.digest}, which is being read", self.size, found.st_size) from error
@@ -127,8 +124,14 @@ class Partial:
             self.claims.take(USE, USE + 1, shared=True)
         if self.digests is not None and not self.map.proven:
             self.digests = None
-        self.inode = os.fstat(self.fd).st_ino
-        os.utime(self._directory / "lock")  # when it was last used, for who makes room
+        try:
+            self.inode = os.fstat(self.fd).st_ino
+            os.utime(self._directory / "lock")  # when it was last used, for who makes room
+            # Large reads go by the descriptor, small ones by the mapping: no call, and no thread is switched to.
+            self.mapping = mmap.mmap(self.fd, self.size, prot=mmap.PROT_READ) if self.size else None
+        except BaseException:
+            self.map.close()
+            raise
         return True
 
     def _begin(self) -> None:
@@ -194,7 +197,9 @@ class Partial:
         start = chunk * CHUNK
         buffer = memoryview(bytearray(min(CHUNK, self.size - start)))
         self.readinto(start, buffer)
-        sound = self.map.check(chunk, buffer)
+        # Where a digest says it, the CRC alone is not believed.
+        proven = self.digests is None or all(self.digests.agree(chunk, [buffer]))
+        sound = self.map.check(chunk, buffer, sound=proven)
         if not sound:
             _logger.warning("chunk %d of %s did not survive the machine; it is fetched again", chunk, self.digest)
         return sound
@@ -207,6 +212,7 @@ class Partial:
 
         Those that are not what `digests` says are neither written nor marked; the answer names them.
         """
+        losses = self.map.losses
         if self.digests is None:
             self._put(first, data)
             bad = []
@@ -217,6 +223,11 @@ class Partial:
                 if good[number]:
                     self._put(first + number, chunk)
             bad = [first + number for number, sound in enumerate(good) if not sound]
+        if self.map.losses != losses:
+            # Written before a sync failed, and marked after: these are lost too.
+            count = chunks_of(data.nbytes)
+            self.map.forget(first, first + count)
+            self.warm[first : first + count] = bytes(count)
         with self._lock:
             if not self._unsettled:
                 self._since = time.monotonic()
@@ -235,43 +246,53 @@ class Partial:
         with os_errors(f"make room for blob {self.digest}"):
             os.posix_fallocate(self.fd, 0, self.size)
 
-    def sync(self) -> None:
-        """Have all bytes on the disk."""
-        with os_errors(f"keep blob {self.digest}"):
-            try:
-                os.fdatasync(self.fd)
-            except OSError:
-                self._lost()
-                raise
+    def sync(self, losses: bytes) -> None:
+        """Have all bytes on the disk, and be sure that they are those that were here when `map.losses` was `losses`.
+
+        `StorageError`: the disk has lost some since; what is left stays.
+        """
+        with self._settling, self.claims.holding(CHECKPOINT), os_errors(f"keep blob {self.digest}"):
+            self._sync()
+            # A sync that failed elsewhere may have been told there and nowhere else.
+            if self.map.losses != losses or not self.map.is_here(0, self.chunks):
+                raise lost(self.digest)
 
     @property
-    def is_due(self) -> bool:
-        """Whether it is time for a checkpoint."""
-        if not self._unsettled:
-            return False
-        needed = CHECKPOINT_PAUSE if self._unsettled >= CHECKPOINT_NBYTES else CHECKPOINT_SECONDS
-        return time.monotonic() - self._since >= needed
+    def due_in(self) -> float | None:
+        """Seconds until it is time for a checkpoint, 0 when it is; None while nothing is there for one."""
+        with self._lock:
+            if not self._unsettled:
+                return None
+            needed = CHECKPOINT_PAUSE if self._unsettled >= CHECKPOINT_NBYTES else CHECKPOINT_SECONDS
+            return max(self._since + needed - time.monotonic(), 0)
 
-    def checkpoint(self, frontier: Frontier | None = None) -> None:
-        """Have what is here survive a power cut. Without `frontier`, the one of the last checkpoint stays.
+    def checkpoint(self) -> None:
+        """Have what is here survive a power cut.
 
         A failed sync loses what came since the last one: nobody knows what of it reached the disk.
         """
-        with self.claims.holding(CHECKPOINT), os_errors(f"keep a part of {self.digest}"):
+        with self._settling, self.claims.holding(CHECKPOINT), os_errors(f"keep a part of {self.digest}"):
             with self._lock:
-                self._unsettled = 0
+                unsettled, self._unsettled = self._unsettled, 0
             snapshot = self.map.snapshot()
+            self._sync()
             try:
-                os.fdatasync(self.fd)
+                self.map.settle(snapshot)
             except OSError:
-                self._lost()
+                # It is all there, and not noted: later, then.
+                with self._lock:
+                    self._unsettled += unsettled
+                    self._since = time.monotonic()
                 raise
-            self.map.settle(snapshot, frontier or self.map.frontier)
 
-    def _lost(self) -> None:
-        """A sync failed: nobody knows what of it reached the disk, and the kernel will not say so again."""
-        self.map.unsettle()
-        self.warm[:] = bytes(self.chunks)
+    def _sync(self) -> None:
+        try:
+            os.fdatasync(self.fd)
+        except OSError:
+            # Nobody knows what of it reached the disk, and the kernel will not say so again.
+            self.map.unsettle()
+            self.warm[:] = bytes(self.chunks)
+            raise
 
     # ---- the end ----------------------------------------------------------------------------------------------------
 
@@ -282,6 +303,16 @@ class Partial:
         except FileNotFoundError:
             return False
 
+    def promote(self, take_in: Callable[[Path], object]) -> None:
+        """Give the file away: `take_in` gives it the blob's name, and the folder goes. `StorageError`: another one is
+        in its place, as somebody removed this one."""
+        with self.claims.holding(LIFE), os_errors(f"keep blob {self.digest}"):
+            if not self.is_current():
+                raise StorageError(f"cannot keep blob {self.digest}: its file was removed while it came")
+            take_in(self.data)
+            self.whole = True
+            remove_files(self._directory)
+
     def spoil(self, failure: Callable[[], BlobteeError]) -> None:
         """What is here is not the blob's: from now on nobody gets any of it."""
         self.failure = failure
@@ -290,7 +321,7 @@ class Partial:
     def remove(self) -> None:
         """Take the folder away, with what is in it, unless it is another one by now. Readers read on."""
         with self.claims.holding(LIFE), os_errors(f"remove the partial blob {self.digest}"):
-            if not self._is_locked_by(self.claims):
+            if not is_locked_by(self._directory, self.claims):
                 return
             remove_files(self._directory)
 
@@ -307,6 +338,19 @@ class Partial:
             self.map.close()
             self.claims.close()
             self.fd = _CLOSED
+
+
+def lost(digest: Digest) -> StorageError:
+    """What had come of a blob, and been looked at, did not stay."""
+    return StorageError(f"cannot keep blob {digest}: the disk has lost a part of it; run the same again")
+
+
+def is_locked_by(directory: Path, claims: Claims) -> bool:
+    """Whether `claims` are of the folder's lock as it is now, and not of one that was removed with all the rest."""
+    try:
+        return os.stat(directory / "lock").st_ino == claims.inode
+    except FileNotFoundError:
+        return False
 
 
 def remove_files(directory: Path) -> None:

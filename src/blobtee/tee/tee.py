@@ -108,10 +108,12 @@ class Tee:
                 )
 
     def _finish(self, shared: Shared) -> None:
-        shared.close()
-        with self._changed:
-            self._open.discard(shared)
-            self._changed.notify_all()
+        try:
+            shared.close()
+        finally:
+            with self._changed:
+                self._open.discard(shared)
+                self._changed.notify_all()
 
     def _blob(
         self,
