@@ -90,7 +90,6 @@ struct h2_run {
     struct bt_h2_call *call;
     struct iovec pieces[H2_RUN_FRAMES];
     unsigned count;
-    size_t begin; /* of its first frame in `out` */
     uint64_t offset;
     int fd;
 };
@@ -158,6 +157,9 @@ int h2_try_room(struct bt_h2_call *k);
 
 /* Let the peer send as much as it may, after a message was taken. */
 void h2_reopen(struct bt_h2_call *k);
+
+/* The peer had so much work done, and may send as much more. */
+void h2_earn(struct h2_connection *c, int64_t tokens);
 
 /* Without the lock. */
 void h2_free_message(bt_h2 *s, struct h2_message *m);

@@ -171,12 +171,12 @@ void h2_closed(struct bt_h2_call *k)
 
 /* ---- frames in ---------------------------------------------------------------------------------------------------- */
 
-static void earn(struct h2_connection *c, int64_t tokens)
+/* Frames and bytes cost, work is refunded: a peer that sends nothing of use is sent away. */
+void h2_earn(struct h2_connection *c, int64_t tokens)
 {
     c->tokens = c->tokens + tokens > TOKENS_MAX ? TOKENS_MAX : c->tokens + tokens;
 }
 
-/* Frames and bytes cost, work is refunded: a peer that sends nothing of use is sent away. */
 static int on_begin_frame(nghttp2_session *session, const nghttp2_frame_hd *hd, void *user)
 {
     (void)session;
@@ -191,7 +191,7 @@ static int is_broke(struct h2_connection *c)
         return 0;
     int64_t now = h2_now_ns(), ms = (now - c->tokens_ns) / 1000000;
     c->tokens_ns = now;
-    earn(c, ms > TOKENS_MAX ? TOKENS_MAX : ms * TOKENS_EACH_MS);
+    h2_earn(c, ms > TOKENS_MAX ? TOKENS_MAX : ms * TOKENS_EACH_MS);
     return c->tokens < 0;
 }
 
@@ -324,7 +324,7 @@ static void dispatch(struct bt_h2_call *k)
     if (k->dispatched || k->done)
         return;
     k->dispatched = 1;
-    earn(k->connection, TOKENS_OF_WORK);
+    h2_earn(k->connection, TOKENS_OF_WORK);
     h2_dispatch(k);
 }
 
@@ -409,7 +409,7 @@ static void whole(struct bt_h2_call *k)
     else
         k->first = m;
     k->last = m;
-    earn(k->connection, TOKENS_OF_WORK);
+    h2_earn(k->connection, TOKENS_OF_WORK);
     dispatch(k);
     h2_changed(k);
 }
@@ -426,7 +426,7 @@ static int on_data(nghttp2_session *session, uint8_t flags, int32_t stream, cons
         return 0;
     c->active = k->id;
     k->window_nbytes -= (int64_t)nbytes;
-    earn(c, 1 + (int64_t)nbytes / TOKEN_NBYTES);
+    h2_earn(c, 1 + (int64_t)nbytes / TOKEN_NBYTES);
     while (data < end && !k->done) {
         struct h2_message *m = k->coming;
         if (m == NULL) {

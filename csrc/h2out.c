@@ -11,6 +11,9 @@
 #include <string.h>
 #include <sys/socket.h>
 
+/* Clients say in frames what they have read: those that tell of so many bytes each are no flood. */
+enum { GRANT_NBYTES = 4096 };
+
 enum { FRAME_LEAST_NBYTES = 4096 };
 
 #define HEADER(name, value, value_nbytes) \
@@ -85,13 +88,15 @@ void h2_finish_http(struct bt_h2_call *k, const char *status)
 
 /* ---- frames out -------------------------------------------------------------------------------------------------- */
 
-/* Read the bytes of the run into their places. After a failure its frames are out of `out`, and the call has failed. */
+/* Read the bytes of the run into their places. After a failure there are zeros in those that were not read, and the call
+ * has failed: the peer has granted the frames, and leaving them out would cost the connection's window as much for good. */
 static int settle(struct h2_connection *c)
 {
     struct h2_run *run = &c->run;
     struct iovec *pieces = run->pieces;
     unsigned count = run->count;
     uint64_t offset = run->offset;
+    int result = 0;
 
     run->count = 0;
     while (count > 0) {
@@ -100,8 +105,10 @@ static int settle(struct h2_connection *c)
             continue;
         if (n <= 0) {
             run->call->failure = n < 0 ? errno : -1;
-            c->out_nbytes = run->begin;
-            return -1;
+            for (; count > 0; count--, pieces++)
+                memset(pieces->iov_base, 0, pieces->iov_len);
+            result = -1;
+            break;
         }
         offset += (uint64_t)n;
         while (count > 0 && (size_t)n >= pieces->iov_len) {
@@ -114,7 +121,7 @@ static int settle(struct h2_connection *c)
             pieces->iov_len -= (size_t)n;
         }
     }
-    return 0;
+    return result;
 }
 
 /* As `settle`, where frames of others follow. */
@@ -184,7 +191,6 @@ static int on_send_data(nghttp2_session *session, nghttp2_frame *frame, const ui
     } else if (nbytes > 0) {
         if (run->count == 0) {
             run->call = k;
-            run->begin = begin;
             run->offset = k->body_offset;
             run->fd = k->body_fd;
         }
@@ -193,10 +199,13 @@ static int on_send_data(nghttp2_session *session, nghttp2_frame *frame, const ui
     }
     c->out_nbytes += nbytes;
     k->left_nbytes -= nbytes;
+    h2_earn(c, (int64_t)(c->out_nbytes - begin) / GRANT_NBYTES);
     if (k->left_nbytes > 0 || k->head_at < k->head_nbytes)
         return 0;
-    /* The status must not say more than what is known by then. */
+    /* The status must not say more than what is known by then, and the message must not come to its end. The frame that
+     * would bring that is not counted when it is refused here. */
     if (run->count > 0 && settle(c) != 0) {
+        c->out_nbytes = begin;
         h2_changed(k);
         return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
     }
