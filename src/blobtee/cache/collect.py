@@ -279,6 +279,9 @@ class _Sweep:
                 forget_digests(root, digest)
             for digest in self._survey.forgotten(kept.kept(root), partials):
                 kept.forget(root, digest)
+            self._manager.store.tidy()
+            leftovers.tidy(root)
+            kept.tidy(root)
 
     def _remove_records(self, ids: Sequence[str]) -> None:
         """Those that nobody has opened or built on by now."""
