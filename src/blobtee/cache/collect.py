@@ -267,9 +267,10 @@ class _Sweep:
             with suppress(RefLocked):
                 self._manager.store.abort(ref)
                 self._done.ingests[ref] = nbytes
-        if isinstance(self._manager.store, LocalStore):
+        store = self._manager.store
+        if isinstance(store, LocalStore):
             # Nothing is lost with them but what would have to be fetched again.
-            root = self._manager.store.root
+            root = store.root
             for digest, nbytes in self._survey.partials.items():
                 check()
                 if leftovers.remove(root, digest):
@@ -279,9 +280,8 @@ class _Sweep:
                 forget_digests(root, digest)
             for digest in self._survey.forgotten(kept.kept(root), partials):
                 kept.forget(root, digest)
-            self._manager.store.tidy()
-            leftovers.tidy(root)
-            kept.tidy(root)
+            for digest in self._survey.forgotten([info.digest for info in store.evicted()], ()):
+                store.forget(digest)
 
     def _remove_records(self, ids: Sequence[str]) -> None:
         """Those that nobody has opened or built on by now."""

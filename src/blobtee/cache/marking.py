@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from blobtee.content import LocalStore
 from blobtee.content.api import Store
 from blobtee.content.digester import digest_of, digester
 from blobtee.errors import DataLoss, InvalidArgument, InvalidDocument, NotFound, TooLarge, UnsupportedMediaType
@@ -44,9 +45,9 @@ class Marking:
         for info in store.walk():
             check()
             self.blobs[info.digest] = Known(info.size, info.created_at, _links(info.labels), _ROOT in info.labels)
-        # The labels of a blob that was set aside as damaged still tell what belongs to it.
-        quarantined = getattr(store, "quarantined", None)
-        self._away = {info.digest: _links(info.labels) for info in quarantined()} if quarantined is not None else {}
+        # The labels of a blob that was set aside as damaged, or is lazy again, still tell what belongs to it.
+        away = [*store.quarantined(), *store.evicted()] if isinstance(store, LocalStore) else []
+        self._away = {info.digest: _links(info.labels) for info in away}
 
     def labelled_roots(self) -> Iterator[Digest]:
         return (digest for digest, known in self.blobs.items() if known.is_root)

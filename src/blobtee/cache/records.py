@@ -122,6 +122,15 @@ class Records:
     def by_chain(self, chain_id: str) -> list[Record]:
         return self._by("chain_id", chain_id)
 
+    def on_blob(self, digest: str) -> list[str]:
+        """Ids of the records that have the blob, and of all that are built on them."""
+        with self._database.reading() as connection:
+            query = (
+                "WITH RECURSIVE found(id) AS (SELECT id FROM cache_records WHERE blob = ? UNION "
+                "SELECT record FROM cache_parents JOIN found ON parent = id) SELECT id FROM found ORDER BY id"
+            )
+            return [record_id for (record_id,) in connection.execute(query, (digest,)).fetchall()]
+
     def children(self, record_id: str) -> list[str]:
         """Ids of the records that have this one as a parent."""
         with self._database.reading() as connection:

@@ -78,10 +78,14 @@ class LazyProvider:
         to be made again is made first.
         """
         self._require(desc.digest)
+        store = self.ref.manager.store
         reader = unlazy.reader_at(self.ref, self.desc, self.means, trust)
         if reader is None:
             self.unlazy()
-            reader = self.ref.manager.store.reader_at(desc)
+            try:
+                reader = store.reader_at(desc)
+            except NotFound:  # somebody made room between the two
+                reader = unlazy.reader_at(self.ref, self.desc, self.means, trust) or store.reader_at(desc)
         return reader
 
     def info(self, digest: str) -> Info:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from blobtee import compression, content
@@ -69,7 +69,8 @@ def unlazy(ref: Ref, desc: Descriptor, means: Means) -> None:
     manager.leases.protect([desc.digest])
     manager.has_all_of(desc)  # who shared the fetch may have said another size
     if by != ref.id:
-        _settle(ref, desc, manager.store.info(desc.digest))
+        with suppress(NotFound):  # somebody made room already: it is lazy again, and is settled when it comes
+            _settle(ref, desc, manager.store.info(desc.digest))
 
 
 def _make_again(ref: Ref, desc: Descriptor, means: Means) -> None:

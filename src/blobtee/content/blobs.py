@@ -15,11 +15,11 @@ import sqlite3
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
-from blobtee.content import filters
+from blobtee.content import filters, lastuse
 from blobtee.content.api import Info
 from blobtee.content.database import Database
 from blobtee.content.files import FileReader, make_directory, os_errors, set_aside, sync_directory
@@ -57,6 +57,14 @@ Claim = Callable[[], None]
 _COLUMNS = "digest, size, created_at, updated_at, labels, quarantined"
 _PAGE = 500
 
+# What `quarantined` holds: what becomes of a row whose file is not there.
+_PLAIN = 0
+"""It means nothing: a commit was cut off."""
+_BROKEN = 1
+"""The blob was set aside as damaged; a good one has the labels from its first moment on."""
+_EVICTED = 2
+"""The same, of a blob that gave its bytes back. It says nothing as long as the file is there."""
+
 
 def no_claim() -> None:
     """For whoever keeps nothing."""
@@ -85,7 +93,7 @@ class Blobs:
         digest = Digest(desc.digest)
         with os_errors(f"open blob {digest}"):
             try:
-                fd = os.open(self._file(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+                fd = lastuse.open_file(self._file(digest))
             except (FileNotFoundError, NotADirectoryError):
                 raise NotFound(f"no blob {digest} in {self._root}") from None
             try:
@@ -99,6 +107,7 @@ class Blobs:
                         raise _damaged(digest, row.info.size, found.st_size)
                     if desc.size >= 0:
                         raise SizeMismatch(f"blob {digest}", desc.size, found.st_size)
+                lastuse.note(fd, found)
             except BaseException:
                 os.close(fd)
                 raise
@@ -156,6 +165,7 @@ class Blobs:
                 with suppress(OSError):
                     # Only against accidents; not every file system has rights.
                     os.chmod(target, 0o444)
+                    os.utime(target, ns=(info.created_at, os.stat(target).st_mtime_ns))  # it came to be used
                 self._sync_name(target, data)
             except BaseException:
                 with suppress(BlobteeError):  # a row alone means nothing
@@ -215,6 +225,51 @@ class Blobs:
         finally:
             self._locks.release(f"blob:{digest}")
 
+    def evict(self, digest: Digest, may_go: Callable[[], AbstractContextManager[bool]]) -> bool:
+        """See `LocalStore.evict`. Killed at any point, the blob is there with its labels, or gone and they are kept."""
+        if self._locks is None:
+            raise PermissionDenied(f"the store in {self._root} is read-only")
+        if not self._locks.try_acquire(f"blob:{digest}"):
+            return False
+        fd = -1
+        try:
+            with os_errors(f"give back the bytes of blob {digest}"):
+                try:
+                    info = self.info(digest)
+                    fd = os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
+                except (NotFound, FileNotFoundError):
+                    return False
+                row = self._row(digest)
+                if row is None or row.absence != _EVICTED:
+                    with self._database.transaction() as connection:
+                        _write(connection, info, _EVICTED)
+                # Nothing is written by this one: it keeps everybody from holding the blob, who would then see it there.
+                with self._database.transaction(), may_go() as allowed:
+                    if not allowed:
+                        return False
+                    os.unlink(self.path(digest))
+                sync_directory(self.path(digest).parent)
+                return True
+        finally:
+            if fd >= 0:
+                # Only now its blocks are set free, which of a large file takes a while.
+                os.close(fd)
+            self._locks.release(f"blob:{digest}")
+
+    def forget(self, digest: Digest) -> None:
+        """Drop what is kept of a blob that gave its bytes back; of any other, nothing happens."""
+        with self._writing(digest), self._database.transaction():
+            row = self._row(digest)
+            if row is not None and row.absence == _EVICTED and self._stat(digest) is None:
+                self._restore(digest, None)
+
+    def last_used(self, digest: Digest) -> int:
+        """Nanoseconds since the epoch; `NotFound`."""
+        found = self._stat(digest)
+        if found is None:
+            raise NotFound(f"no blob {digest} in {self._root}")
+        return found.st_atime_ns
+
     def quarantine(self, digest: Digest) -> Info:
         """Take a bad blob out of the store; its row stays, marked, for the good one that takes its place."""
         with self._writing(digest):
@@ -224,7 +279,7 @@ class Blobs:
             row = self._row(digest)
             info = row.info if row is not None else _unknown(digest, found)
             with self._database.transaction() as connection:
-                _write(connection, info, quarantined=True)
+                _write(connection, info, _BROKEN)
             aside = set_aside(self._root, self.path(digest), f"{digest.algorithm}-{digest.hex}")
             sync_directory(self.path(digest).parent)
             _logger.warning("blob %s is damaged; set aside as %s", digest, aside)
@@ -232,8 +287,16 @@ class Blobs:
 
     def quarantined(self) -> list[Info]:
         """Blobs that were taken out and have not come back, in order of their digests."""
+        return self._absent(_BROKEN)
+
+    def evicted(self) -> list[Info]:
+        """Blobs that gave their bytes back and have not come again, in order of their digests."""
+        return self._absent(_EVICTED)
+
+    def _absent(self, absence: int) -> list[Info]:
         with self._database.reading() as connection:
-            rows = connection.execute(f"SELECT {_COLUMNS} FROM blobs WHERE quarantined ORDER BY digest").fetchall()
+            query = f"SELECT {_COLUMNS} FROM blobs WHERE quarantined = ? ORDER BY digest"
+            rows = connection.execute(query, (absence,)).fetchall()
         infos = [_Row(row).info for row in rows]
         return [info for info in infos if self._stat(info.digest) is None]
 
@@ -303,12 +366,12 @@ class Blobs:
         with self._database.transaction() as connection:
             claim()
             row = self._row(digest)
-            quarantined = row is not None and row.quarantined
-            if row is not None and quarantined:
+            absence = row.absence if row is not None else _PLAIN
+            if row is not None and absence:
                 labels = {**row.info.labels, **labels}
             info = Info(digest, size, now, now, labels)
             # The mark stays until the file is there: killed before, the blob is still one that has to come back.
-            _write(connection, info, quarantined=quarantined)
+            _write(connection, info, absence)
         return info
 
     def _restore(self, digest: Digest, row: _Row | None) -> None:
@@ -316,7 +379,7 @@ class Blobs:
             if row is None:
                 connection.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
             else:
-                _write(connection, row.info, quarantined=row.quarantined)
+                _write(connection, row.info, row.absence)
 
     def _arrived(self, info: Info) -> None:
         """Take the mark of quarantine off. Until that is done `info()` adopts the file, so this may fail."""
@@ -336,7 +399,7 @@ class _Row:
     """One row of the table."""
 
     def __init__(self, row: tuple[str, int, int, int, str, int], digest: Digest | None = None) -> None:
-        name, size, created_at, updated_at, labels, quarantined = row
+        name, size, created_at, updated_at, labels, absence = row
         try:
             parsed = json.loads(labels) if labels != "{}" else {}
         except (ValueError, TypeError, RecursionError) as error:
@@ -346,13 +409,14 @@ class _Row:
         if not (isinstance(size, int) and isinstance(created_at, int) and isinstance(updated_at, int)):
             raise DataLoss(f"size or times of blob {name} are no numbers")
         self.info = Info(digest or Digest(name), size, created_at, updated_at, parsed)
-        self.quarantined = bool(quarantined)
+        self.absence = absence
+        self.quarantined = absence == _BROKEN
 
 
-def _write(connection: sqlite3.Connection, info: Info, *, quarantined: bool = False) -> None:
+def _write(connection: sqlite3.Connection, info: Info, absence: int = _PLAIN) -> None:
     connection.execute(
         f"INSERT OR REPLACE INTO blobs ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)",
-        (info.digest, info.size, info.created_at, info.updated_at, json.dumps(dict(info.labels)), quarantined),
+        (info.digest, info.size, info.created_at, info.updated_at, json.dumps(dict(info.labels)), absence),
     )
 
 

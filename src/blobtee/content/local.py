@@ -18,7 +18,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, cast
@@ -28,7 +28,7 @@ from blobtee.content.api import Info, ReaderAt, Status
 from blobtee.content.blobs import Blobs
 from blobtee.content.checks import check_total
 from blobtee.content.database import Database
-from blobtee.content.files import make_directory, os_errors, remove_temporaries
+from blobtee.content.files import make_directory, os_errors
 from blobtee.content.ingests import Ingest, Ingests, encode_ref
 from blobtee.content.layout import Layout
 from blobtee.content.locks import Locks
@@ -47,7 +47,6 @@ from blobtee.errors import (
 from blobtee.oci import Descriptor, Digest
 
 DATABASE = "blobtee.db"
-_LINK = ".link-"
 
 T = TypeVar("T")
 
@@ -146,6 +145,33 @@ class LocalStore:
         self._check_open()
         return self._blobs.discard(Digest(digest))
 
+    def evict(self, digest: str, may_go: Callable[[], AbstractContextManager[bool]]) -> bool:
+        """Give the bytes of a blob back that can be had again; its labels stay with the digest, and a blob committed
+        later has them from its first moment on. Readers that are open read on, and keep the space until they close.
+
+        `may_go` is entered inside a transaction of `metadata`, as the last thing before: whether the blob may go, as
+        nobody holds it who counts on it. Who holds it afterwards, sees it gone. False when it may not, is not there, or
+        is in somebody's hands; never waits for those.
+        """
+        self._check_open()
+        return self._blobs.evict(Digest(digest), may_go)
+
+    def evicted(self) -> list[Info]:
+        """Blobs that gave their bytes back and have not come again: what is kept of them."""
+        self._check_open()
+        return self._blobs.evicted()
+
+    def forget(self, digest: str) -> None:
+        """Drop what is kept of a blob that gave its bytes back. Of any other, nothing happens."""
+        self._check_open()
+        self._blobs.forget(Digest(digest))
+
+    def last_used(self, digest: str) -> int:
+        """When the blob was last opened here to be read, or came; nanoseconds since the epoch, to about a minute
+        (`content.lastuse`). `NotFound`."""
+        self._check_open()
+        return self._blobs.last_used(Digest(digest))
+
     def quarantine(self, digest: str) -> Info:
         """Move a blob that is known to be bad to `<root>/broken/`; `NotFound`.
 
@@ -157,8 +183,9 @@ class LocalStore:
     def link(self, path: Path, digest: Digest) -> Info:
         """Make the file at `path`, whose bytes the caller has proven and nobody changes, the blob `digest` by a hard
         link. `AlreadyExists`; `FailedPrecondition`: the two are on different file systems, or this one has no links."""
-        name = self.root / f"{_LINK}{digest.algorithm}-{digest.hex}"
-        with self._writable().holding(name.name), os_errors(f"link {path}"):
+        self._writable()
+        name = self.root / f".link-{digest.algorithm}-{digest.hex}"
+        with os_errors(f"link {path}"):
             with suppress(FileNotFoundError):
                 os.unlink(name)  # of one that was killed here
             try:
@@ -172,19 +199,6 @@ class LocalStore:
             finally:
                 with suppress(FileNotFoundError):
                     os.unlink(name)
-
-    def tidy(self) -> None:
-        """Remove what those left in the root who were killed: links, and files that were to take another's place."""
-        locks = self._writable()
-        remove_temporaries(self.root)
-        with os_errors(f"tidy {self.root}"):
-            for name in os.listdir(self.root):
-                if name.startswith(_LINK) and locks.try_acquire(name):
-                    try:
-                        with suppress(FileNotFoundError):
-                            os.unlink(self.root / name)
-                    finally:
-                        locks.release(name)
 
     def take_in(self, path: Path, digest: Digest, labels: Mapping[str, str] | None = None) -> Info:
         """Make the file at `path`, whose bytes the caller has proven and synced, the blob `digest` by giving it the

@@ -62,13 +62,22 @@ class Blob:
         # Of a blob that came into the store another way, not all need be in the partial one.
         if trust is Trust.STREAMED and last < partial.chunks and partial.is_here(first, last):
             return None
-        self._committed = self._open_committed()
+        with unavailable(partial.digest):
+            self._committed = self._opened()
         return self._committed
 
     def release(self) -> None:
         if self._committed is not None:
             self._committed.close()
         self._release()
+
+    def _opened(self) -> ReaderAt:
+        """The blob of the store. One that somebody made room of before it was opened comes once more."""
+        try:
+            return self._open_committed()
+        except NotFound:
+            self._fill()
+            return self._open_committed()
 
     def _bring(self, first: int, last: int, trust: Trust, ahead: int) -> None:
         partial = self.partial

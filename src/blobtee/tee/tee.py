@@ -80,10 +80,13 @@ class Tee:
         """
         if desc.size < 0:
             raise InvalidArgument(f"a fill needs to know the size of {desc.digest}")
-        if not self._has(desc):
+        self._have(desc, source, labels)
+        try:
+            return self._store.info(desc.digest)
+        except NotFound:  # somebody made room before it was looked at
+            self._have(desc, source, labels)
             with unavailable(desc.digest):
-                self._flights.do(desc.digest, lambda: self._fill(desc, source(), labels))
-        return self._store.info(desc.digest)
+                return self._store.info(desc.digest)
 
     def close(self) -> None:
         """End what is under way, and settle what came. Readers that are open fail from now on where something has to be
@@ -130,6 +133,11 @@ class Tee:
             committed=lambda: self._store.reader_at(desc),
             release=lambda: self._release(shared, reading=True),
         )
+
+    def _have(self, desc: Descriptor, source: Callable[[], Source], labels: Mapping[str, str] | None) -> None:
+        if not self._has(desc):
+            with unavailable(desc.digest):
+                self._flights.do(desc.digest, lambda: self._fill(desc, source(), labels))
 
     def _fill(self, desc: Descriptor, source: Source, labels: Mapping[str, str] | None) -> None:
         with tasks.meter(desc.digest, "copy", desc.size) as progress:

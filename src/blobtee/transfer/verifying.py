@@ -12,6 +12,7 @@ from blobtee import content, core, tasks
 from blobtee.cache import MetadataStore
 from blobtee.content import Info, LocalStore, ReaderAt, digester
 from blobtee.content.digester import digest_of
+from blobtee.content.lastuse import unnoticed
 from blobtee.errors import BlobteeError, Cancelled, DataLoss, NotFound, StorageError
 from blobtee.oci import Descriptor, Digest, Index, Reference, mediatypes
 from blobtee.registry import Registry
@@ -84,7 +85,7 @@ def _hash_all(store: MetadataStore, infos: Sequence[Info]) -> dict[Digest, str]:
     broken: dict[Digest, str] = {}
     threads = min(len(infos) // _LANES + 1, os.cpu_count() or 1, 8)
     with tasks.meter("", "verify", sum(info.size for info in infos)) as progress:
-        with tasks.Group(name="blobtee-verify") as group:
+        with unnoticed(), tasks.Group(name="blobtee-verify") as group:
             for _ in range(threads):
                 group.spawn(_work, store, queue, broken, progress)
     return broken
