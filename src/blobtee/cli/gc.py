@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import click
 
@@ -10,6 +11,11 @@ from blobtee.cache import GRACE_SECONDS, CacheManager, Collected, Share
 from blobtee.cli.errors import FAILED
 from blobtee.cli.progress import nbytes
 from blobtee.cli.session import Session, verb
+from blobtee.cli.sizes import SizeType
+from blobtee.content import LocalStore
+from blobtee.oci import Digest
+from blobtee.plugin.known import KnownBlobs
+from blobtee.transfer.evicting import Gone, Shrunk, shrink
 
 
 @click.command()
@@ -22,13 +28,26 @@ from blobtee.cli.session import Session, verb
     metavar="SECONDS",
     help="What is younger stays: a program may be about to use it.",
 )
+@click.option(
+    "--shrink",
+    "size",
+    type=SizeType(),
+    default=None,
+    metavar="SIZE",
+    help="Then let layers that a registry has be lazy again, until the store takes no more: 10GB, 512MiB, 0.",
+)
 @verb()
-def command(session: Session, dry_run: bool, grace: float) -> int:
+def command(session: Session, dry_run: bool, grace: float, size: int | None) -> int:
     """Remove what no image and no lease needs any more.
 
     What a name stands for stays, with all that its documents and the labels of its blobs lead to; so does what is under
     a lease, in use, or young. Pulls and other work may go on meanwhile. Partial blobs go after a day, with --grace 0 at
     once; those of images stay. Prints each blob that goes, and its bytes.
+
+    With --shrink, layers that came from a registry and partial blobs go too, the longest unused first, until blobs,
+    partial blobs and unfinished writes take at most SIZE. Their images stay complete: what is read of such a layer
+    comes again, and only that, checked by digests that are kept. What was built, imported or sent by a client is only
+    here and stays. When that is too much, exit status 1, and what holds the rest is told.
 
     Documents of images that are damaged or missing are told: exit status 1. Nothing is removed while it is not known
     what belongs to one of them.
@@ -37,18 +56,22 @@ def command(session: Session, dry_run: bool, grace: float) -> int:
     Examples:
       blobtee gc --dry-run
       blobtee rm python:3.11 && blobtee gc --grace 0
+      blobtee gc --shrink 20GB
       blobtee gc --json | jq .freed
     """
     if math.isnan(grace):
         raise click.UsageError("--grace is a number of seconds")
     with session.store() as store:
         result = CacheManager(store).collect(dry_run=dry_run, grace=grace)
+        shrunk = _shrink(store, size, result, dry_run=dry_run) if size is not None else None
     if session.output.as_json:
-        session.output.result(_value(result, dry_run), "")
+        session.output.result(_value(result, shrunk, dry_run), "")
     else:
-        for digest, size in result.blobs.items():
-            session.output.result({}, f"{digest}  {size:>12}")
-    for problem in result.problems:
+        for digest, size_ in result.blobs.items():
+            session.output.result({}, f"{digest}  {size_:>12}")
+        for digest, size_ in (shrunk.blobs if shrunk is not None else {}).items():
+            session.output.result({}, f"{digest}  {size_:>12}  lazy")
+    for problem in (*result.problems, *(shrunk.problems if shrunk is not None else ())):
         session.output.note(f"warning: {problem}")
     would = "would be " if dry_run else ""
     session.output.note(
@@ -56,26 +79,59 @@ def command(session: Session, dry_run: bool, grace: float) -> int:
         f"{len(result.records)} refs and {len(result.leases)} leases {would}removed, "
         f"{nbytes(result.nbytes)} {would}freed"
     )
+    if shrunk is None:
+        kept = f"{_told(result.images)} of images, {_told(result.held)} of leases, {_told(result.cache)} of the cache"
+        session.output.note(f"kept: {kept}")
+        return FAILED if result.problems else 0
+    takes = "would take" if dry_run else "takes"
     session.output.note(
-        f"kept: {_told(result.images)} of images, {_told(result.held)} of leases, {_told(result.cache)} of the cache"
+        f"{len(shrunk.blobs)} blobs and {len(shrunk.partials)} partial blobs {would}lazy again, "
+        f"{nbytes(shrunk.nbytes)} {would}freed; the store {takes} {nbytes(shrunk.after)}"
     )
-    return FAILED if result.problems else 0
+    if not shrunk.reached:
+        held = ", ".join(f"{reason.text}: {_told(share)}" for reason, share in shrunk.held.items())
+        session.output.note(f"that is more than {nbytes(shrunk.target)}, and no more may go. {held}")
+    return FAILED if result.problems or shrunk.problems or not shrunk.reached else 0
+
+
+def _shrink(store: LocalStore, size: int, collected: Collected, *, dry_run: bool) -> Shrunk:
+    gone = Gone(collected.blobs, collected.partials, collected.ingests) if dry_run else None
+    return shrink(store, size, clients=KnownBlobs(store), dry_run=dry_run, gone=gone)
 
 
 def _told(share: Share) -> str:
     return f"{share.blobs} blobs ({nbytes(share.nbytes)})"
 
 
-def _value(result: Collected, dry_run: bool) -> dict[str, object]:
+def _value(result: Collected, shrunk: Shrunk | None, dry_run: bool) -> dict[str, object]:
     kept = {"images": result.images, "leases": result.held, "cache": result.cache}
-    return {
+    value: dict[str, object] = {
         "dryRun": dry_run,
-        "freed": result.nbytes,
-        "blobs": [{"digest": digest, "size": size} for digest, size in result.blobs.items()],
+        "freed": result.nbytes + (shrunk.nbytes if shrunk is not None else 0),
+        "blobs": _sizes(result.blobs),
         "ingests": [{"ref": ref, "size": size} for ref, size in result.ingests.items()],
-        "partials": [{"digest": digest, "size": size} for digest, size in result.partials.items()],
+        "partials": _sizes(result.partials),
         "refs": result.records,
         "leases": result.leases,
-        "kept": {name: {"blobs": share.blobs, "size": share.nbytes} for name, share in kept.items()},
-        "problems": result.problems,
+        "kept": {name: _share(share) for name, share in kept.items()},
+        "problems": (*result.problems, *(shrunk.problems if shrunk is not None else ())),
     }
+    if shrunk is not None:
+        value["shrunk"] = {
+            "target": shrunk.target,
+            "reached": shrunk.reached,
+            "before": shrunk.before,
+            "after": shrunk.after,
+            "blobs": _sizes(shrunk.blobs),
+            "partials": _sizes(shrunk.partials),
+            "held": {reason.value: _share(share) for reason, share in shrunk.held.items()},
+        }
+    return value
+
+
+def _sizes(blobs: Mapping[Digest, int]) -> list[dict[str, object]]:
+    return [{"digest": digest, "size": size} for digest, size in blobs.items()]
+
+
+def _share(share: Share) -> dict[str, int]:
+    return {"blobs": share.blobs, "size": share.nbytes}

@@ -73,7 +73,7 @@ class References:
 
     def tenants(self) -> set[str]:
         """Every tenant that the store knows."""
-        return {lease.id.removeprefix(_LEASE) for lease in self._leases.all() if lease.id.startswith(_LEASE)}
+        return {lease.id.removeprefix(_LEASE) for lease in self._leases.all() if is_tenant(lease.id)}
 
     def get(self, tenant: str, digest: str) -> Reference:
         """`NotFound`: the tenant does not hold it."""
@@ -172,6 +172,11 @@ class References:
     @staticmethod
     def _is_orphan(connection: sqlite3.Connection, digest: str) -> bool:
         return connection.execute("SELECT 1 FROM tenant_orphans WHERE digest = ?", (digest,)).fetchone() is not None
+
+
+def is_tenant(lease_id: str) -> bool:
+    """Whether the lease is that of a tenant."""
+    return lease_id.startswith(_LEASE)
 
 
 def _reference(row: tuple[str, int, int, str]) -> Reference:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
+
 from blobtee.cache import CacheManager, Handler, MetadataStore
 from blobtee.cache import labels as cache_labels
 from blobtee.compression import Compression
@@ -84,12 +87,23 @@ def pull(
                     root = root if image.descriptor == descriptor else image.manifest.descriptor
                 if not lazy and image.ref is not None:
                     image.ref.get_remote().unlazy()
+                _say_sources(store, manifest, labels)
                 if images.has_names(store):
                     store.layout.set(known_as, root)
             except BaseException:
                 image.close()
                 raise
         return image
+
+
+def _say_sources(store: MetadataStore, manifest: Manifest, labels: Mapping[str, str]) -> None:
+    """Layers that were here before can be had from this image too: whoever makes room goes by that."""
+    for layer in manifest.layers if labels else ():
+        with contextlib.suppress(NotFound, DataLoss):
+            before = store.info(layer.digest).labels
+            merged = cache_labels.merged_sources(before, labels)
+            if any(before.get(key) != value for key, value in merged.items()):
+                store.update(layer.digest, merged)
 
 
 def _documents(

@@ -1,0 +1,265 @@
+"""Which blobs of a store could be had again, if their bytes went: what making room may take, and what holds the rest.
+
+A blob may go when each image that needs it has it as a layer, of the same size, and can be opened where the blob is
+known to have come from; and when each tenant of a server that holds it, is told by that where to have it. What was
+built, imported or sent by a client is only here, and so is what a conversion made, whatever its image says of its own
+origin: where a blob came from, its own labels say.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from blobtee.cache import CacheManager
+from blobtee.cache.inuse import in_use
+from blobtee.cache.leases import variants_lease
+from blobtee.cache.marking import Marking
+from blobtee.content import LocalStore
+from blobtee.errors import BlobteeError, DataLoss, NotFound
+from blobtee.oci import Descriptor, Digest, Index, Manifest, Reference
+from blobtee.oci.mediatypes import CONFIGS
+from blobtee.tasks import check
+from blobtee.tee import leftovers
+from blobtee.transfer import images
+
+
+class Held(enum.StrEnum):
+    """Why something stays."""
+
+    DOCUMENTS = "documents"
+    """Manifests, configs and indexes: without them nobody knows what an image needs."""
+    LOCAL = "local"
+    """It is only here."""
+    LEASES = "leases"
+    """Somebody holds it by a lease, as work under way does."""
+    USED = "used"
+    """It is open: a ref on it, or the partial blob."""
+    RECENT = "recent"
+    """It was used a moment ago."""
+    UNNEEDED = "unneeded"
+    """No image has it: it is young, or a ref's. Collecting removes it."""
+    UNFINISHED = "unfinished"
+    """A blob that somebody is writing, or was."""
+    DAMAGED = "damaged"
+    """Its bytes are not those of its name, or what proves them could not be kept."""
+
+    @property
+    def text(self) -> str:
+        """What such things are, for people."""
+        return _TEXTS[self]
+
+
+_TEXTS = {
+    Held.DOCUMENTS: "manifests, configs and indexes",
+    Held.LOCAL: "blobs that are only here",
+    Held.LEASES: "blobs that leases hold",
+    Held.USED: "blobs in use",
+    Held.RECENT: "blobs that were used a moment ago",
+    Held.UNNEEDED: "blobs that no image needs, for `blobtee gc`",
+    Held.UNFINISHED: "unfinished writes",
+    Held.DAMAGED: "damaged blobs",
+}
+
+
+class Clients(Protocol):
+    """Holders of blobs who ask for them by digest, and are told of those that are lazy: the tenants of a server."""
+
+    def holds(self, lease_id: str) -> bool:
+        """Whether the lease is that of one of them."""
+        ...
+
+    def sources(self, desc: Descriptor) -> tuple[Reference, ...]:
+        """Where one of them would have a blob of this digest and size from; none when it could not."""
+        ...
+
+
+class Outdated(Exception):
+    """An image has come or gone since the look."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A blob that may go, or a `partial` one; `nbytes` of the disk, last used at `used_at`, nanoseconds since the
+    epoch."""
+
+    digest: Digest
+    nbytes: int
+    used_at: int
+    partial: bool = False
+
+
+@dataclass(frozen=True)
+class _Need:
+    """An image has a blob as a layer of `size` bytes, and has its layers from `origins`."""
+
+    size: int
+    origins: frozenset[str]
+
+
+class Survey:
+    """One look at a store. `nbytes` is what its blobs, partial blobs and unfinished writes take; `held` says why blobs
+    may not go, `candidates` are those that may, the longest unused first.
+
+    `blind`: nobody knows what an image needs, and nothing may go. `problems` are those of documents, in a sentence
+    each.
+    """
+
+    def __init__(self, store: LocalStore, clients: Clients | None) -> None:
+        self._store = store
+        self._clients = clients
+        self._manager = CacheManager(store)
+        # The leases before the images: work that ends lets its image have a name before its lease goes.
+        holdings = self._manager.leases.holdings()
+        self._followed = self._manager.leases.followed()
+        self._fingerprint = store.layout.fingerprint()
+        self._documents: set[Digest] = set()
+        self._needs: defaultdict[Digest, list[_Need]] = defaultdict(list)
+        self._marking = Marking(store)
+        needed = self._marking.images(store.layout.all())
+        self.problems = list(self._marking.problems)
+        self.blind = self._marking.blind
+        self._follow_images()
+        self._holders: defaultdict[str, set[str]] = defaultdict(set)
+        pinned = self._marking.linked(self._marking.labelled_roots())
+        of_records = {name for record in self._manager.records.all() for name in (record.id, variants_lease(record.id))}
+        for holding in holdings:
+            for digest in holding.digests:
+                self._holders[digest].add(holding.lease.id)
+            if not holding.counts or holding.lease.id in of_records or self._is_client(holding.lease.id):
+                continue
+            # Of an image that is known by name, what its layers are and where they can be had counts, below.
+            direct = set(holding.digests) - self._documents
+            linked = self._marking.linked(direct)
+            pinned |= linked & direct if holding.lease.flat else linked
+        self.blobs = {digest: known.size for digest, known in self._marking.blobs.items()}
+        self.held: dict[Digest, Held] = {}
+        self.candidates: list[Candidate] = []
+        for digest, size in self.blobs.items():
+            check()
+            reason = self._reason(digest, size, needed, pinned)
+            if reason is not None:
+                self.held[digest] = reason
+            else:
+                with suppress(NotFound):
+                    self.candidates.append(Candidate(digest, size, store.last_used(digest)))
+        self.partials = {partial.digest: partial.nbytes for partial in leftovers.leftovers(store.root)}
+        self.candidates += [
+            Candidate(partial.digest, partial.nbytes, partial.used_at, partial=True)
+            for partial in leftovers.leftovers(store.root)
+        ]
+        self.candidates.sort(key=lambda candidate: candidate.used_at)
+        self.unfinished = {status.ref: status.offset for status in store.statuses()}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.blobs.values()) + sum(self.partials.values()) + sum(self.unfinished.values())
+
+    @contextmanager
+    def may_go(self, digest: Digest) -> Iterator[bool]:
+        """Inside a transaction: whether the blob still may go. While the block runs nobody opens a ref on it.
+
+        `Outdated`: nobody knows without another look.
+        """
+        if self._store.layout.fingerprint() != self._fingerprint:
+            raise Outdated
+        size = self.blobs[digest]
+        holders = set(self._manager.leases.holders(digest))
+        linking = self._manager.leases.followed() - self._followed
+        if (
+            holders - self._holders[digest]
+            or (linking and digest in self._marking.linked(linking))
+            or not self._can_be_had(digest, size, any(map(self._is_client, holders)))
+        ):
+            yield False
+            return
+        opened = in_use(self._store)
+        claimed: list[str] = []
+        try:
+            for record_id in self._manager.records.on_blob(digest):
+                if not opened.claim(record_id):
+                    yield False
+                    return
+                claimed.append(record_id)
+            yield True
+        finally:
+            opened.give_back(claimed)
+
+    def _reason(self, digest: Digest, size: int, needed: set[Digest], pinned: set[Digest]) -> Held | None:
+        """Why the blob may not go; None when it may."""
+        is_held = any(map(self._is_client, self._holders[digest]))
+        if digest in self._documents:
+            return Held.DOCUMENTS
+        if digest in pinned:
+            return Held.LEASES
+        if not self._needs[digest] and not is_held:
+            return Held.LOCAL if digest in needed else Held.UNNEEDED
+        return None if size and self._can_be_had(digest, size, is_held) else Held.LOCAL
+
+    def _can_be_had(self, digest: Digest, size: int, is_held: bool) -> bool:
+        """Whether every image that needs the blob, and every client, is told where to have it."""
+        told = self._clients.sources(Descriptor("", digest, size)) if self._clients is not None else ()
+        if is_held and not told:
+            return False
+        known = {source.name for source in told}
+        with suppress(NotFound, DataLoss):
+            known |= {source.name for source in images.sources(self._store.info(digest).labels)}
+        return all(need.size == size and need.origins & known for need in self._needs[digest])
+
+    def _is_client(self, lease_id: str) -> bool:
+        return self._clients is not None and self._clients.holds(lease_id)
+
+    def _follow_images(self) -> None:
+        names: defaultdict[Digest, list[str | None]] = defaultdict(list)
+        for name, desc in self._store.layout.names().items():
+            names[desc.digest].append(name)
+        subjects: list[Descriptor] = []
+        for desc in self._store.layout.all():
+            # Other programs list images without a name: they count on the blobs.
+            for known_as in names.get(desc.digest) or (None,):
+                self._follow(known_as, desc, subjects)
+        while subjects:
+            subject = subjects.pop()
+            if subject.digest not in self._documents:
+                self._follow(None, subject, subjects)
+
+    def _follow(self, name: str | None, root: Descriptor, subjects: list[Descriptor]) -> None:
+        """Note what an image, or the images of an index, need."""
+        seen: set[Digest] = set()
+        stack = [root]
+        while stack:
+            check()
+            desc = stack.pop()
+            if desc.digest in seen:
+                continue
+            seen.add(desc.digest)
+            self._documents.add(desc.digest)
+            try:
+                document = images.StoredDocuments(self._store).document(desc)
+                subject = document.subject
+            except BlobteeError:
+                continue  # not pulled, or of `problems`
+            if subject is not None:
+                subjects.append(subject)
+            if isinstance(document, Index):
+                stack += document.manifests
+            else:
+                self._note(name, document)
+
+    def _note(self, name: str | None, manifest: Manifest) -> None:
+        self._documents.add(manifest.config.digest)
+        if manifest.config.media_type not in CONFIGS:
+            self._documents.update(layer.digest for layer in manifest.layers)  # of some artifact
+            return
+        origins = self._origins(name, manifest)
+        for layer in manifest.layers:
+            self._needs[layer.digest].append(_Need(layer.size, origins))
+
+    def _origins(self, name: str | None, manifest: Manifest) -> frozenset[str]:
+        if name is None:
+            return frozenset()
+        return frozenset(origin.name for origin in images.origins(self._store, name, manifest.descriptor))

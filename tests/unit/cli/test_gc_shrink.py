@@ -1,0 +1,84 @@
+"""`blobtee gc --shrink`: what it prints, and its exit status."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from blobtee.cli.sizes import SizeType
+from blobtee.testing import MemoryRegistry, image
+from blobtee.testing.images import Files
+
+from .conftest import Run
+
+FILES: list[Files] = [{"a": b"base " * 99}, {"b": b"top " * 99}]
+
+
+def test_layers_are_lazy_again_and_files_come_out_of_them(server: MemoryRegistry, run: Run) -> None:
+    source = image(FILES)
+    name = source.push(server, "team/app")
+    run("pull", name)
+    sizes = {layer.descriptor.digest: layer.descriptor.size for layer in source.layers}
+    planned = run("gc", "--shrink", "0", "--dry-run")
+    assert (planned.status, "would take" in planned.err) == (1, True)
+    done = run("gc", "--shrink", "0")
+    assert (done.status, done.out) == (1, planned.out)
+    gone = {line.split()[0]: line.split()[1:] for line in done.text.splitlines()}
+    assert gone == {digest: [str(size), "lazy"] for digest, size in sizes.items()}
+    assert "manifests, configs and indexes: 2 blobs" in done.err
+    assert "more than 0 B" in done.err
+    assert len(run("blobs").text.splitlines()) == 2
+    assert run("cat", name, "/a").out == FILES[0]["a"]
+    assert run("pull", name).status == 0
+    assert len(run("blobs").text.splitlines()) == 4
+
+
+def test_json_says_what_went_and_what_holds_the_rest(server: MemoryRegistry, run: Run) -> None:
+    source = image(FILES)
+    run("pull", source.push(server, "team/app"))
+    nbytes = sum(layer.descriptor.size for layer in source.layers)
+    documents = len(source.config) + len(source.manifest)
+    result = run("gc", "--json", "--shrink", "1GB")
+    assert (result.status, json.loads(result.out)["shrunk"]["blobs"]) == (0, [])
+    result = run("gc", "--json", "--shrink", str(documents))
+    shrunk = json.loads(result.out)["shrunk"]
+    assert (result.status, shrunk["reached"]) == (0, True)
+    assert (shrunk["before"], shrunk["after"], shrunk["target"]) == (documents + nbytes, documents, documents)
+    assert sum(blob["size"] for blob in shrunk["blobs"]) == nbytes == json.loads(result.out)["freed"]
+    assert shrunk["held"] == {"documents": {"blobs": 2, "size": documents}}
+
+
+def test_a_plan_takes_off_what_would_be_collected_first(server: MemoryRegistry, run: Run) -> None:
+    kept, gone = (image(files).push(server, name) for files, name in ((FILES[:1], "kept"), (FILES[1:], "gone")))
+    for name in (kept, gone):
+        run("pull", name)
+    run("rm", gone)
+    planned, done = (
+        json.loads(run("gc", "--json", "--grace", "0", "--shrink", "0", *more).out) for more in (["--dry-run"], [])
+    )
+    assert {**planned, "dryRun": False} == done
+    assert len(done["blobs"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [
+        ("0", 0),
+        ("12", 12),
+        ("10GB", 10**10),
+        ("10 gb", 10**10),
+        ("512MiB", 512 << 20),
+        ("512M", 512 << 20),
+        ("1.5KiB", 1536),
+        ("7kB", 7000),
+        ("2TiB", 2 << 40),
+    ],
+)
+def test_sizes_as_people_write_them(text: str, nbytes: int) -> None:
+    assert SizeType().convert(text, None, None) == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1", "1e9", "10XB", "1.GB", "٣GB", "nan"])
+def test_what_is_no_size_is_wrong_usage(run: Run, text: str) -> None:
+    assert run("gc", "--shrink", text).status == 2
