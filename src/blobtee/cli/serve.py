@@ -13,6 +13,7 @@ import click
 
 from blobtee import tasks
 from blobtee.cli.session import Session, verb
+from blobtee.cli.sizes import SizeType
 from blobtee.errors import Cancelled, FailedPrecondition
 
 if TYPE_CHECKING:
@@ -47,6 +48,13 @@ _logger = logging.getLogger("blobtee.serve")
     metavar="N",
     help="RPCs at once; more get RESOURCE_EXHAUSTED.  [default: what the limit on descriptors allows]",
 )
+@click.option(
+    "--max-size",
+    type=SizeType(),
+    default=None,
+    metavar="SIZE",
+    help="Let layers that a registry has be lazy again when the store takes more: 200GB, 500GiB.",
+)
 @click.option("--log-format", type=click.Choice(("text", "json")), default="text", show_default=True)
 @verb(hosts=True)
 def command(
@@ -57,6 +65,7 @@ def command(
     metrics: str,
     drain: float,
     max_streams: int | None,
+    max_size: int | None,
     log_format: str,
 ) -> int:
     """Be the content store of one or several containerds.
@@ -66,9 +75,13 @@ def command(
     cancelled write brought is resumed by the next one. Under systemd it says when it is ready, and takes its sockets
     from a .socket unit, each named for its tenant by FileDescriptorName=.
 
+    With --max-size, blobs that it knows where to have again (`pull --lazy --socket`) make room for what comes, the
+    longest unused first. Clients find them present all the same, and what they read of them comes once more.
+
     \b
     Examples:
       blobtee serve --socket /run/blobtee/blobtee.sock
+      blobtee serve --socket /run/blobtee/blobtee.sock --max-size 200GB
       blobtee serve --socket k8s=/run/blobtee/k8s.sock --socket docker=/run/blobtee/docker.sock
     """
     try:
@@ -84,7 +97,7 @@ def command(
     with ExitStack() as stack:
         store = stack.enter_context(session.store())
         registry = stack.enter_context(session.registry(settings=SETTINGS))
-        server = Server(store, listens, registry=registry, max_streams=max_streams)
+        server = Server(store, listens, registry=registry, max_streams=max_streams, max_size=max_size)
         if where is not None:
             stack.callback(MetricsServer(server.metrics, *where).close)
         server.start()

@@ -27,6 +27,9 @@ class Metrics:
         self._bytes: Counter[tuple[str, str]] = Counter()
         self._opened: Counter[tuple[str, str]] = Counter()
         self._fetched: Counter[str] = Counter()
+        self._evicted: Counter[str] = Counter()
+        self.on_arrival: Callable[[int], None] = lambda nbytes: None
+        """Called with the bytes of blobs that came, from clients and from registries."""
         self._gauges: dict[str, tuple[str, Callable[[], Mapping[str, float]]]] = {
             "process_open_fds": ("Open descriptors.", lambda: {"": len(os.listdir("/proc/self/fd"))}),
             "process_threads": ("Threads.", lambda: {"": len(os.listdir("/proc/self/task"))}),
@@ -50,6 +53,8 @@ class Metrics:
     def count_bytes(self, tenant: str, direction: str, nbytes: int) -> None:
         with self._lock:
             self._bytes[tenant, direction] += nbytes
+        if direction == "received":
+            self.on_arrival(nbytes)
 
     def count_opened(self, tenant: str, *, was_here: bool) -> None:
         with self._lock:
@@ -59,6 +64,13 @@ class Metrics:
         """See `plugin.lazy.Fetching`."""
         with self._lock:
             self._fetched[source] += nbytes
+        self.on_arrival(nbytes)
+
+    def count_evicted(self, blobs: int, nbytes: int) -> None:
+        """Blobs gave so many bytes back, and are lazy again."""
+        with self._lock:
+            self._evicted["blobs"] += blobs
+            self._evicted["bytes"] += nbytes
 
     def text(self) -> str:
         """All of it, as Prometheus reads it."""
@@ -67,7 +79,7 @@ class Metrics:
     def _lines(self) -> Iterator[str]:
         with self._lock:
             rpcs, sums, nbytes = dict(self._rpcs), dict(self._sums), dict(self._bytes)
-            opened, fetched = dict(self._opened), dict(self._fetched)
+            opened, fetched, evicted = dict(self._opened), dict(self._fetched), self._evicted.copy()
             seconds = {key: list(counts) for key, counts in self._seconds.items()}
         yield from _head("blobtee_rpcs_total", "RPCs that have ended, by gRPC status.", "counter")
         for (tenant, method, code), count in sorted(rpcs.items()):
@@ -92,6 +104,10 @@ class Metrics:
         )
         for source, count in sorted(fetched.items()):
             yield f'blobtee_fetched_bytes_total{{source="{source}"}} {count}'
+        yield from _head("blobtee_evictions_total", "Blobs, whole or partial, that made room.", "counter")
+        yield f"blobtee_evictions_total {evicted['blobs']}"
+        yield from _head("blobtee_evicted_bytes_total", "Bytes that they gave back.", "counter")
+        yield f"blobtee_evicted_bytes_total {evicted['bytes']}"
         for name, (text, read) in self._gauges.items():
             yield from _head(name, text, "gauge")
             for labels, value in read().items():

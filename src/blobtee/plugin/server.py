@@ -19,6 +19,7 @@ from blobtee.plugin.calls import Service
 from blobtee.plugin.control import ControlService
 from blobtee.plugin.health import HealthService
 from blobtee.plugin.lazy import LazyBlobs
+from blobtee.plugin.limiting import Limiter
 from blobtee.plugin.metrics import Metrics
 from blobtee.plugin.references import References
 from blobtee.plugin.service import ContentService
@@ -74,10 +75,12 @@ class Server:
         *,
         registry: Registry | None = None,
         max_streams: int | None = None,
+        max_size: int | None = None,
     ) -> None:
         """`max_streams` is how many RPCs may run at once; more are `RESOURCE_EXHAUSTED`, until some have ended. By
         default it follows from the limit on descriptors, which is raised as far as it goes. Lazy blobs come through
-        `registry` (one for the process by default), which stays the caller's.
+        `registry` (one for the process by default), which stays the caller's. What is above `max_size` bytes makes room
+        (`plugin.limiting`), as far as it can be had again.
 
         `InvalidArgument`: a tenant's name or a path that cannot be, or one that is there twice.
         """
@@ -95,13 +98,13 @@ class Server:
         self._registry = registry or default_registry()
         self._lazy = LazyBlobs(store, self._registry, self.metrics)
         self._sweeper = Sweeper(store, self._references, self._lazy)
+        self._limiter = Limiter(store, max_size, self._lazy, self.metrics) if max_size is not None else None
         self._places: list[_Place] = []
         self._serving: Serving | None = None
         self._started = False
 
     def start(self) -> None:
         """Listen on every socket, or on none. `AlreadyExists`: another server does; errors of the file system."""
-        self._store.metadata.reserve()
         try:
             self._serving = serving = Serving()
             for listen in self._listens:
@@ -112,11 +115,13 @@ class Server:
             for place in self._places:
                 if place.file is not None:
                     place.file.publish()
+            self._started = True
             self._sweeper.start()
+            if self._limiter is not None:
+                self._limiter.start()
         except BaseException:
             self.stop(0)
             raise
-        self._started = True
         self.metrics.gauge("blobtee_ingests", "Unfinished blobs.", self._ingests)
         self.metrics.gauge("blobtee_connections", "Connections of clients.", lambda: {"": serving.stats().connections})
         self.metrics.gauge(
@@ -142,6 +147,8 @@ class Server:
         if self._started:
             self._started = False
             self._sweeper.stop()
+            if self._limiter is not None:
+                self._limiter.stop()
 
     def __enter__(self) -> Self:
         self.start()

@@ -1,0 +1,249 @@
+"""A server that keeps its store small: blobs that it knows where to have are lazy again, and nobody notices."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from blobtee.content import LocalStore
+from blobtee.content.proxy import ProxyStore
+from blobtee.oci import Compressed, Descriptor, Digest
+from blobtee.plugin import limiting
+from blobtee.plugin.client import pull_lazily
+from blobtee.plugin.limiting import Limiter
+from blobtee.plugin.server import Listen, Server
+from blobtee.registry import Registry
+from blobtee.registry.settings import Settings
+from blobtee.tee.map import CHUNK
+from blobtee.testing import MemoryRegistry, image, layer
+from blobtee.transfer.evictable import Held
+from blobtee.transfer.evicting import shrink, usage
+
+QUICK = Settings(backoff=0.01, patience=0.1)
+
+
+def noise(nbytes: int, seed: int) -> bytes:
+    return random.Random(seed).randbytes(nbytes)
+
+
+SOURCE = image([layer({"file": noise(nbytes * CHUNK, nbytes)}, compression=Compressed.NONE) for nbytes in (40, 20)])
+FIRST, SECOND = (layer.descriptor for layer in SOURCE.layers)
+
+
+@pytest.fixture
+def registry() -> Iterator[MemoryRegistry]:
+    with MemoryRegistry() as registry:
+        yield registry
+
+
+@pytest.fixture
+def name(registry: MemoryRegistry) -> str:
+    return SOURCE.push(registry, "team/app", "v1")
+
+
+@pytest.fixture
+def server(store: LocalStore, tmp_path: Path) -> Iterator[Server]:
+    listens = [Listen("one", tmp_path / "one.sock"), Listen("two", tmp_path / "two.sock")]
+    with Registry(settings=QUICK) as client, Server(store, listens, registry=client) as server:
+        yield server
+
+
+@pytest.fixture
+def one(server: Server, tmp_path: Path) -> Iterator[ProxyStore]:
+    with ProxyStore(tmp_path / "one.sock") as one:
+        yield one
+
+
+@pytest.fixture
+def limiter(server: Server, store: LocalStore) -> Callable[[int], Limiter]:
+    """Looks when it is told to."""
+
+    def make(limit: int) -> Limiter:
+        return Limiter(store, limit, server._lazy, server.metrics, spare=0)
+
+    return make
+
+
+def read(store: ProxyStore, desc: Descriptor) -> bytes:
+    with store.reader_at(desc) as reader:
+        return reader.read_at(0, desc.size)
+
+
+def moved(registry: MemoryRegistry) -> int:
+    return registry.counters.sent["blob"]
+
+
+def used(store: LocalStore, desc: Descriptor, ago: float) -> None:
+    path = store.root / "blobs" / desc.digest.algorithm / desc.digest.hex
+    os.utime(path, ns=(time.time_ns() - int(ago * 1e9), path.stat().st_mtime_ns))
+
+
+def present(store: LocalStore) -> set[Digest]:
+    return {info.digest for info in store.walk()}
+
+
+def test_blobs_go_the_longest_unused_first_and_are_found_present(
+    name: str, one: ProxyStore, store: LocalStore, server: Server, registry: MemoryRegistry, tmp_path: Path,
+    limiter: Callable[[int], Limiter],
+) -> None:  # fmt: skip
+    pull_lazily(tmp_path / "one.sock", name)
+    for desc, data in zip((FIRST, SECOND), SOURCE.layers, strict=True):
+        assert read(one, desc) == data.data
+    one.update(FIRST.digest, {"of": "the tenant"})
+    used(store, FIRST, 100)
+    limit = usage(store)
+    assert limiter(limit).look() is None
+    shrunk = limiter(limit - 1).look()
+    assert shrunk is not None
+    assert (set(shrunk.blobs), shrunk.reached) == ({FIRST.digest}, True)
+    info = one.info(FIRST.digest)
+    assert (info.size, dict(info.labels)) == (FIRST.size, {"of": "the tenant"})
+    assert FIRST.digest in {each.digest for each in one.walk()}
+    assert FIRST.digest not in present(store)
+    registry.reset()
+    assert read(one, FIRST) == SOURCE.layers[0].data
+    assert moved(registry) <= FIRST.size
+    text = server.metrics.text()
+    assert "blobtee_evictions_total 1" in text
+    assert f"blobtee_evicted_bytes_total {FIRST.size}" in text
+
+
+def test_what_clients_sent_or_hold_without_a_source_stays(
+    name: str, one: ProxyStore, store: LocalStore, server: Server, tmp_path: Path, limiter: Callable[[int], Limiter]
+) -> None:
+    sent = noise(5 * CHUNK, 9)
+    with one.writer("ref") as writer:
+        writer.write(sent)
+        writer.commit(len(sent), Digest.of(sent))
+    pull_lazily(tmp_path / "one.sock", name)
+    read(one, FIRST)
+    shrunk = limiter(0).look()
+    assert shrunk is not None
+    assert set(shrunk.blobs) == {FIRST.digest}
+    assert shrunk.held[Held.LOCAL].nbytes == len(sent)
+    assert one.reader_at(Descriptor("", Digest.of(sent), len(sent))).read_at(0, 10) == sent[:10]
+
+
+def test_a_source_that_cannot_be_read_or_says_another_size_counts_as_none(
+    name: str, one: ProxyStore, store: LocalStore, tmp_path: Path, limiter: Callable[[int], Limiter]
+) -> None:
+    pull_lazily(tmp_path / "one.sock", name)
+    read(one, FIRST)
+    read(one, SECOND)
+    with store.metadata.transaction() as connection:
+        connection.execute("UPDATE lazy_blobs SET sources = '[[]' WHERE digest = ?", (FIRST.digest,))
+        connection.execute("UPDATE lazy_blobs SET size = size + 1 WHERE digest = ?", (SECOND.digest,))
+    shrunk = limiter(0).look()
+    assert shrunk is not None
+    assert (shrunk.blobs, shrunk.held[Held.LOCAL].blobs) == ({}, 2)
+
+
+def test_who_knows_no_tenants_leaves_what_they_hold(
+    name: str, one: ProxyStore, store: LocalStore, server: Server, tmp_path: Path
+) -> None:
+    pull_lazily(tmp_path / "one.sock", name)
+    read(one, FIRST)
+    assert shrink(store, 0).blobs == {}
+    assert set(shrink(store, 0, clients=server._lazy).blobs) == {FIRST.digest}
+
+
+def test_what_is_known_alone_of_an_image_without_a_name_goes_too_and_comes_for_its_holder(
+    name: str, one: ProxyStore, store: LocalStore, server: Server, tmp_path: Path, limiter: Callable[[int], Limiter]
+) -> None:
+    pulled = pull_lazily(tmp_path / "one.sock", name)
+    read(one, FIRST)
+    store.layout.remove(pulled.name)
+    shrunk = limiter(0).look()
+    assert shrunk is not None
+    assert FIRST.digest in shrunk.blobs
+    server._sweeper.sweep()
+    assert read(one, FIRST) == SOURCE.layers[0].data
+
+
+def test_a_rest_that_may_not_go_is_said_once(
+    one: ProxyStore, store: LocalStore, limiter: Callable[[int], Limiter], caplog: pytest.LogCaptureFixture
+) -> None:
+    sent = noise(CHUNK, 3)
+    with one.writer("ref") as writer:
+        writer.write(sent)
+        writer.commit(len(sent), Digest.of(sent))
+    looking = limiter(100)
+    with caplog.at_level(logging.WARNING, "blobtee.plugin.limiting"):
+        for _ in range(3):
+            looking.look()
+    (record,) = [record for record in caplog.records if record.name == "blobtee.plugin.limiting"]
+    assert "1 blobs that are only here" in record.getMessage()
+    one.delete(Digest.of(sent))
+    store.delete(Digest.of(sent))
+    looking.look()
+    with one.writer("ref") as writer:
+        writer.write(sent)
+        writer.commit(len(sent), Digest.of(sent))
+    caplog.clear()
+    looking.look()
+    assert "may take 100" in caplog.text
+
+
+def test_what_was_used_a_moment_ago_is_left_and_not_complained_of(
+    name: str, one: ProxyStore, store: LocalStore, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pull_lazily(tmp_path / "one.sock", name)
+    read(one, FIRST)
+    limit = usage(store) - FIRST.size
+    looking = Limiter(store, limit, server._lazy, server.metrics)
+    for number in range(11):
+        shrunk = looking.look()
+        assert shrunk is not None
+        assert (shrunk.blobs, shrunk.held[Held.RECENT].blobs) == ({}, 1)
+        assert bool(caplog.records) is (number >= 9), "it may go later, for a while"
+    used(store, FIRST, limiting.SPARE_SECONDS + 1)
+    shrunk = looking.look()
+    assert shrunk is not None
+    assert set(shrunk.blobs) == {FIRST.digest}
+
+
+def test_a_server_with_a_limit_makes_room_by_itself(
+    name: str, store: LocalStore, registry: MemoryRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "one.sock"
+    limit = SECOND.size + 50_000
+    with Registry(settings=QUICK) as client:
+        monkeypatch.setattr(Limiter.__init__, "__kwdefaults__", {"spare": 0.0, "interval": 60.0, "pause": 0.05})
+        with Server(store, [Listen("one", path)], registry=client, max_size=limit) as server, ProxyStore(path) as one:
+            pull_lazily(path, name)
+            for _ in range(3):
+                for desc, data in zip((FIRST, SECOND), SOURCE.layers, strict=True):
+                    assert read(one, desc) == data.data
+            deadline = time.monotonic() + 20
+            while usage(store) > limit and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert usage(store) <= limit
+            for desc in (FIRST, SECOND):
+                assert one.info(desc.digest).size == desc.size
+            assert f"blobtee_store_limit_bytes {limit}" in server.metrics.text()
+
+
+def test_a_look_that_fails_is_logged_and_there_is_another(
+    store: LocalStore, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks = []
+
+    def failing(_: LocalStore) -> int:
+        looks.append(1)
+        raise OSError("a defect")
+
+    monkeypatch.setattr(limiting, "usage", failing)
+    limiter = Limiter(store, 1, server._lazy, server.metrics, interval=0.01, pause=0.01)
+    limiter.start()
+    deadline = time.monotonic() + 20
+    while len(looks) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    limiter.stop()
+    assert len(looks) >= 3
+    assert "cannot make room" in caplog.text
