@@ -98,8 +98,9 @@ class Source:
                     raise ProtocolViolation(
                         f"{reply.url.netloc} answered a request for a range of {self._what} with something else"
                     )
+                body = self._whole(reply)
                 self._once_only()
-                return self._whole(reply)
+                return body
             if reply.status == 416:
                 raise SizeMismatch(f"{self._what}, which says it has no bytes from {start} on", self._size, start)
             if reply.status == 501:
