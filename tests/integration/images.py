@@ -1,4 +1,4 @@
-"""An image that runs, of Debian's static busybox, and what tests of containerd ask of it."""
+"""An image that runs, of Debian's static busybox, and what tests of containerd ask of it; a large tree for another."""
 
 from __future__ import annotations
 
@@ -28,6 +28,23 @@ def busybox_archive(folder: Path, name: str = NAME, command: str = "echo hello f
     arguments += ["--cmd", json.dumps(["/bin/sh", "-c", command])]
     subprocess.run([*BLOBTEE, *arguments], check=True, capture_output=True, timeout=60)
     return made
+
+
+def large_tree(folder: Path, nbytes: int) -> Path:
+    """A directory with two files of `nbytes` bytes that do not pack, which is the hard case: `usr/small` lies between
+    them. `etc/2999.conf` is one of 3,000, and `usr/hole` has a gibibyte, of which the disk and a tar hold little."""
+    (folder / "usr/lib").mkdir(parents=True)
+    (folder / "etc").mkdir()
+    (folder / "usr/lib/data").write_bytes(os.urandom(nbytes))
+    for number in range(3000):
+        (folder / "etc" / f"{number}.conf").write_text(f"number = {number}\n" * (number % 50))
+    with (folder / "usr/hole").open("wb") as file:
+        file.truncate(1 << 30)
+        file.seek(1 << 29)
+        file.write(b"in the middle")
+    (folder / "usr/small").write_text("found")
+    (folder / "zz").write_bytes(os.urandom(nbytes))
+    return folder
 
 
 def hello(containerd: Containerd, image: str = NAME) -> None:

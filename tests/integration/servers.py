@@ -86,7 +86,7 @@ class DockerRegistry:
 
 def tool(name: str) -> str:
     """Path of a Debian tool of the same name. Without it the test is skipped, and fails in CI."""
-    path = shutil.which(name, path="/usr/bin:/bin")
+    path = shutil.which(name, path="/usr/bin:/bin:/usr/sbin:/sbin")
     if path is None:
         message = f"{name} is missing; as root: apt-get install {name}"
         if os.environ.get("CI"):

@@ -19,6 +19,7 @@ from blobtee.seeking import tables
 from blobtee.testing import MemoryRegistry, images
 from blobtee.transfer import build, copy, pull, push
 from tests.integration import origins
+from tests.integration.images import large_tree
 from tests.integration.servers import DockerRegistry, tool
 from tests.unit.seeking.support import CountingReader
 
@@ -28,16 +29,7 @@ LARGE = int(os.environ.get("BLOBTEE_TEST_LARGE", 48 << 20))
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("large") / "tree"
-    (folder / "usr/lib").mkdir(parents=True)
-    (folder / "etc").mkdir()
-    # What does not pack is the hard case: a small file lies between it.
-    (folder / "usr/lib/data").write_bytes(os.urandom(LARGE))
-    for number in range(3000):
-        (folder / "etc" / f"{number}.conf").write_text(f"number = {number}\n" * (number % 50))
-    (folder / "usr/small").write_text("found")
-    (folder / "zz").write_bytes(os.urandom(LARGE))
-    return folder
+    return large_tree(tmp_path_factory.mktemp("large") / "tree", LARGE)
 
 
 @pytest.mark.parametrize("kind", ["gzip", "zstd", "estargz"])

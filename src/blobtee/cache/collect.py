@@ -282,6 +282,9 @@ class _Sweep:
                 kept.forget(root, digest)
             for digest in self._survey.forgotten([info.digest for info in store.evicted()], ()):
                 store.forget(digest)
+            store.tidy()
+            leftovers.tidy(root)
+            kept.tidy(root)
 
     def _remove_records(self, ids: Sequence[str]) -> None:
         """Those that nobody has opened or built on by now."""

@@ -1,16 +1,13 @@
 """Which refs are open, in all processes that share a store: what is open is not collected.
 
-Each open ref is a shared lock on a byte of the store's lock file. The kernel drops the locks of a process that ends,
-however it ends; so opening a ref writes nothing, and nothing stale is ever left.
+Each open ref is a shared lock on a place in the store's lock file (`content.kernellocks`): opening a ref writes
+nothing, and nothing stale is ever left.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import hashlib
 import os
-import struct
 import threading
 import weakref
 from collections import Counter
@@ -18,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from blobtee.content.kernellocks import ALONE, FREE, SHARED, ask, place_of
 from blobtee.content.locks import LOCK_FILE
 from blobtee.errors import from_os_error
 
@@ -42,7 +40,7 @@ class InUse:
                 self._changed.wait()
             if not self._open[ref_id]:
                 try:
-                    self._lock(ref_id, fcntl.F_RDLCK, wait=True)
+                    self._lock(ref_id, SHARED, wait=True)
                 except BaseException:
                     del self._open[ref_id]
                     self._close_unused()
@@ -62,7 +60,7 @@ class InUse:
             if ref_id in self._open or ref_id in self._claimed:
                 return False
             try:
-                if not self._lock(ref_id, fcntl.F_WRLCK, wait=False):
+                if not self._lock(ref_id, ALONE, wait=False):
                     return False
                 self._claimed.add(ref_id)
                 return True
@@ -89,7 +87,7 @@ class InUse:
 
     def _unlock(self, ref_id: str) -> None:
         if self._fd >= 0:
-            self._ask(ref_id, fcntl.F_UNLCK, wait=False)
+            self._ask(ref_id, FREE, wait=False)
         self._close_unused()
 
     def _close_unused(self) -> None:
@@ -109,15 +107,8 @@ class InUse:
             raise from_os_error(error, "lock the store") from error
 
     def _ask(self, ref_id: str, kind: int, *, wait: bool) -> bool:
-        place = int.from_bytes(hashlib.sha256(f"ref:{ref_id}".encode(errors="surrogatepass")).digest()[:8], "big") >> 2
-        request = struct.pack("hhqqi", kind, os.SEEK_SET, place, 1, 0)
-        try:
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, request)
-        except OSError as error:
-            if not wait and error.errno in (errno.EAGAIN, errno.EACCES):
-                return False
-            raise from_os_error(error, "lock the store") from error
-        return True
+        place = place_of(f"ref:{ref_id}")
+        return ask(self._fd, kind, place, place + 1, "lock the store", wait=wait)
 
 
 _in_use: weakref.WeakKeyDictionary[MetadataStore, InUse] = weakref.WeakKeyDictionary()

@@ -5,6 +5,7 @@ Each room keeps its own tables in it (`migrate`). Writers take turns; readers do
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
@@ -29,7 +30,11 @@ from blobtee.errors import (
 BUSY_SECONDS = 30.0
 """How long a writer waits for the writer of another process."""
 
+RESERVE = 6 << 20
+"""Bytes: half as much again as the log has at a checkpoint (SQLite's 1000 pages), for when that one fails."""
+
 _IDLE = 8
+_logger = logging.getLogger(__name__)
 _STEPS_TABLE = "CREATE TABLE IF NOT EXISTS migrations (component TEXT PRIMARY KEY, version INTEGER NOT NULL)"
 
 
@@ -113,6 +118,24 @@ class Database:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+
+    def reserve(self) -> None:
+        """Take room on the disk for `RESERVE` bytes of changes, for as long as the database is open in some process: so
+        that on a full disk what is not needed can still be let go of, which is a change too. As good as it goes.
+
+        The log may be longer than what is in it: SQLite reads up to the first frame whose checksum is wrong, and writes
+        over it from the beginning after each checkpoint (SQLite, fileformat2, "The Write-Ahead Log").
+        """
+        if self._memory or self._read_only:
+            return
+        try:
+            fd = os.open(f"{self._path}-wal", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.posix_fallocate(fd, 0, RESERVE)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            _logger.warning("no room is kept for changes of %s on a full disk: %s", self._what, error.strerror)
 
     def close(self) -> None:
         """Close all connections that are not in use; one in use is closed when its block ends."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import time
@@ -197,16 +198,64 @@ def write_all(fd: int, data: memoryview, offset: int) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Put a file with `data` at `path` in one step, durably: a reader sees the old file or the new, never less."""
+    """Put a file with `data` at `path` in one step, durably: a reader sees the old file or the new, never less.
+
+    Those who do the same at once take turns. After an error the old file is there, and nothing else."""
     temporary = path.with_name(f".{path.name}.new")
-    fd = os.open(temporary, _WRITE_ANEW, 0o644)
+    fd = _locked(temporary)
     try:
+        os.ftruncate(fd, 0)
         write_all(fd, memoryview(data), 0)
         os.fsync(fd)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
     finally:
         os.close(fd)
-    os.replace(temporary, path)
     sync_directory(path.parent)
+
+
+def _locked(temporary: Path) -> int:
+    """The file, made when missing, for nobody else to write or remove."""
+    while True:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if _is_named(fd, temporary):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # of somebody who has given it its name meanwhile
+
+
+def _is_named(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Remove what those left in `directory` who were killed in `replace_file`. Files that are being written stay."""
+    with os_errors(f"tidy {directory}"), suppress(FileNotFoundError, NotADirectoryError):
+        for entry in os.scandir(directory):
+            if entry.name.startswith(".") and entry.name.endswith(".new") and entry.is_file(follow_symlinks=False):
+                with suppress(FileNotFoundError):
+                    _remove_abandoned(Path(entry.path))
+
+
+def _remove_abandoned(temporary: Path) -> None:
+    fd = os.open(temporary, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        with suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_named(fd, temporary):
+                os.unlink(temporary)
+    finally:
+        os.close(fd)
 
 
 def write_small(path: Path, data: bytes) -> None:

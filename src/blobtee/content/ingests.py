@@ -123,12 +123,12 @@ class Ingest:
             os.rmdir(self.directory)
         except FileNotFoundError:
             return
-        except OSError:
-            # Something of somebody else's is in there, or it is no directory.
-            if self.directory.is_dir():
-                shutil.rmtree(self.directory)
-            else:
-                os.unlink(self.directory)
+        except NotADirectoryError:
+            os.unlink(self.directory)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            shutil.rmtree(self.directory)  # something of somebody else's is in there
 
     def _number(self, name: str) -> int | None:
         """The number in a file; None when it is missing or nothing was written yet, 0 when it holds something else."""

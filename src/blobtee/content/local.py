@@ -28,7 +28,7 @@ from blobtee.content.api import Info, ReaderAt, Status
 from blobtee.content.blobs import Blobs
 from blobtee.content.checks import check_total
 from blobtee.content.database import Database
-from blobtee.content.files import make_directory, os_errors
+from blobtee.content.files import make_directory, os_errors, remove_temporaries
 from blobtee.content.ingests import Ingest, Ingests, encode_ref
 from blobtee.content.layout import Layout
 from blobtee.content.locks import Locks
@@ -47,6 +47,7 @@ from blobtee.errors import (
 from blobtee.oci import Descriptor, Digest
 
 DATABASE = "blobtee.db"
+_LINK = ".link-"
 
 T = TypeVar("T")
 
@@ -183,9 +184,8 @@ class LocalStore:
     def link(self, path: Path, digest: Digest) -> Info:
         """Make the file at `path`, whose bytes the caller has proven and nobody changes, the blob `digest` by a hard
         link. `AlreadyExists`; `FailedPrecondition`: the two are on different file systems, or this one has no links."""
-        self._writable()
-        name = self.root / f".link-{digest.algorithm}-{digest.hex}"
-        with os_errors(f"link {path}"):
+        name = self.root / f"{_LINK}{digest.algorithm}-{digest.hex}"
+        with self._writable().holding(name.name), os_errors(f"link {path}"):
             with suppress(FileNotFoundError):
                 os.unlink(name)  # of one that was killed here
             try:
@@ -199,6 +199,19 @@ class LocalStore:
             finally:
                 with suppress(FileNotFoundError):
                     os.unlink(name)
+
+    def tidy(self) -> None:
+        """Remove what those left in the root who were killed: links, and files that were to take another's place."""
+        locks = self._writable()
+        remove_temporaries(self.root)
+        with os_errors(f"tidy {self.root}"):
+            for name in os.listdir(self.root):
+                if name.startswith(_LINK) and locks.try_acquire(name):
+                    try:
+                        with suppress(FileNotFoundError):
+                            os.unlink(self.root / name)
+                    finally:
+                        locks.release(name)
 
     def take_in(self, path: Path, digest: Digest, labels: Mapping[str, str] | None = None) -> Info:
         """Make the file at `path`, whose bytes the caller has proven and synced, the blob `digest` by giving it the

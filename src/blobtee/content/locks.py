@@ -1,22 +1,19 @@
 """Locks that hold between threads and between processes, and that die with their holder.
 
-All locks of one store are byte ranges of one file, taken as open-file-description locks: the kernel drops them when
-the process ends, however it ends, and no lock file is ever left behind or removed under somebody who waits on it.
+All locks of one store are places in one file (`kernellocks`): no lock file is ever left behind, or removed under
+somebody who waits on it.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import hashlib
 import os
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from blobtee.errors import Closed, from_os_error
+from blobtee.content.kernellocks import ALONE, FREE, ask, place_of
+from blobtee.errors import Closed
 
 LOCK_FILE = ".blobtee.lock"
 
@@ -40,28 +37,28 @@ class Locks:
 
     def try_acquire(self, name: str) -> bool:
         """Take the lock called `name` if nobody holds it."""
-        place = _place(name)
+        place = place_of(name)
         with self._changed:
             if self._closed:
                 raise Closed("the store is closed")
-            if place in self._held or not self._ask(place, fcntl.F_WRLCK, wait=False):
+            if place in self._held or not self._ask(place, ALONE, wait=False):
                 return False
             self._held.add(place)
             return True
 
     def release(self, name: str) -> None:
         """Give back a lock that this object holds; nothing happens when it does not."""
-        place = _place(name)
+        place = place_of(name)
         with self._changed:
             if place in self._held:
                 self._held.discard(place)
-                self._ask(place, fcntl.F_UNLCK, wait=False)
+                self._ask(place, FREE, wait=False)
                 self._changed.notify_all()
 
     @contextmanager
     def holding(self, name: str) -> Iterator[None]:
         """Hold the lock called `name`, waiting for it. For work of milliseconds: the wait cannot be cancelled."""
-        place = _place(name)
+        place = place_of(name)
         with self._changed:
             while place in self._held and not self._closed:
                 self._changed.wait()
@@ -69,7 +66,7 @@ class Locks:
                 raise Closed("the store is closed")
             self._held.add(place)
         try:
-            self._ask(place, fcntl.F_WRLCK, wait=True)
+            self._ask(place, ALONE, wait=True)
             yield
         finally:
             self.release(name)
@@ -90,16 +87,4 @@ class Locks:
                 self._fd = -1
 
     def _ask(self, place: int, kind: int, *, wait: bool) -> bool:
-        request = struct.pack("hhqqi", kind, os.SEEK_SET, place, 1, 0)
-        try:
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, request)
-        except OSError as error:
-            if not wait and error.errno in (errno.EAGAIN, errno.EACCES):
-                return False
-            raise from_os_error(error, "lock the store") from error
-        return True
-
-
-def _place(name: str) -> int:
-    # 62 bits of offset: two names that meet would only wait for each other, once in a few billion names.
-    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big") >> 2
+        return ask(self._fd, kind, place, place + 1, "lock the store", wait=wait)

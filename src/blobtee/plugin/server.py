@@ -105,6 +105,7 @@ class Server:
 
     def start(self) -> None:
         """Listen on every socket, or on none. `AlreadyExists`: another server does; errors of the file system."""
+        self._store.metadata.reserve()
         try:
             self._serving = serving = Serving()
             for listen in self._listens:

@@ -17,7 +17,6 @@ from blobtee.registry.limits import Kind
 from blobtee.registry.problems import problem
 from blobtee.registry.retry import Transient
 from blobtee.registry.session import Reply, Scope, Session, refuse_encoding
-from blobtee.registry.transport import Url
 
 
 class Body:
@@ -71,7 +70,6 @@ class Source:
         self._url = session.host.url(f"/{repository}/blobs/{desc.digest}")
         self._what = f"{repository}@{desc.digest} from {session.name}"
         self._lock = threading.Lock()
-        self._location: Url | None = None
         self._etags: dict[str, str] = {}
         self.ranges = True
         self._restarted = False
@@ -158,18 +156,18 @@ class Source:
 
     def _request(self, headers: dict[str, str]) -> Reply:
         """GET, from where a redirect led last time if there was one, and anew through the registry if that fails."""
-        with self._lock:
-            location = self._location
+        redirects = self._session.redirects
+        location = redirects.get(self._url)
         if location is not None:
             try:
                 reply = self._session.open("GET", location, self._scope, Kind.DOWNLOAD, headers=headers)
             except Transient:
-                self._forget()
+                redirects.forget(self._url, location)
             else:
                 if reply.status < 400 or reply.status == 416:
                     return reply
                 reply.close()
-                self._forget()
+                redirects.forget(self._url, location)
         reply = self._ask(headers)
         if reply.redirected and reply.status in (400, 403) and location is None:
             # A signature that was too old on arrival: one more, fresh one.
@@ -180,13 +178,8 @@ class Source:
     def _ask(self, headers: dict[str, str]) -> Reply:
         reply = self._session.open("GET", self._url, self._scope, Kind.DOWNLOAD, headers=headers)
         if reply.redirected and reply.status in (200, 206):
-            with self._lock:
-                self._location = reply.url
+            self._session.redirects.remember(self._url, reply.url)
         return reply
-
-    def _forget(self) -> None:
-        with self._lock:
-            self._location = None
 
 
 @contextmanager

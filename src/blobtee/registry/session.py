@@ -17,6 +17,7 @@ from blobtee.registry.auth.signer import Scopes
 from blobtee.registry.hosts import HUB_SERVER, Host
 from blobtee.registry.limits import Kind, Limits, Place
 from blobtee.registry.problems import problem
+from blobtee.registry.redirects import Redirects
 from blobtee.registry.retry import Retry, Transient
 from blobtee.registry.settings import Settings
 from blobtee.registry.transport import Answer, Tls, Transport, Url
@@ -91,6 +92,7 @@ class Session:
         self.host = host
         self.name = host.name
         self.settings = settings
+        self.redirects = Redirects()
         self._transport = transport
         self._limits = Limits(settings)
         self._answered = False

@@ -25,7 +25,14 @@ from typing import Any
 import zstandard
 
 from blobtee.content import Trust
-from blobtee.content.files import digest_names, make_directory, os_errors, read_small, replace_file
+from blobtee.content.files import (
+    digest_names,
+    make_directory,
+    os_errors,
+    read_small,
+    remove_temporaries,
+    replace_file,
+)
 from blobtee.core import crc32c
 from blobtee.errors import CorruptData, InvalidArgument, PermissionDenied, StorageError, StorageFull, TooLarge
 from blobtee.oci import Compressed, Descriptor, Digest
@@ -130,6 +137,12 @@ def kept(root: Path) -> Iterator[Digest]:
     """The layers of which an index is kept, sound or not."""
     for digest, _ in digest_names(root / "index"):
         yield digest
+
+
+def tidy(root: Path) -> None:
+    """Remove what those left who were killed while they wrote an index."""
+    for directory in root.glob("index/*"):
+        remove_temporaries(directory)
 
 
 def _dump_stream(stream: Unpacked) -> tuple[int, list[bytes]] | None:

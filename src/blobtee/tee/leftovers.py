@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from blobtee.content.files import digest_names, os_errors
+from blobtee.content.files import digest_names, os_errors, remove_temporaries
 from blobtee.oci import Digest
 from blobtee.tee.claims import LIFE, USE, Claims
 from blobtee.tee.partial import is_locked_by, remove_files
@@ -42,6 +42,12 @@ def digested(root: Path) -> Iterator[Digest]:
     """The blobs of whose chunks digests are kept."""
     for digest, _ in digest_names(root / "digests"):
         yield digest
+
+
+def tidy(root: Path) -> None:
+    """Remove what those left who were killed while they wrote digests of chunks."""
+    for directory in root.glob("digests/*"):
+        remove_temporaries(directory)
 
 
 def remove(root: Path, digest: Digest) -> bool:

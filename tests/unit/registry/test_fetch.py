@@ -27,7 +27,9 @@ from blobtee.oci import Descriptor, Digest
 from blobtee.registry import Registry, Settings
 from blobtee.registry.bodies import Source
 from blobtee.registry.fetcher import BlobReader
+from blobtee.registry.redirects import MOST, Redirects
 from blobtee.registry.streams import BlobSource
+from blobtee.registry.transport import Url
 from tests.unit.registry.conftest import QUICK, Connect, Serve
 from tests.unit.registry.scripted import Asked, Server, Wire, blob_script
 
@@ -458,6 +460,31 @@ def test_a_redirect_is_remembered_and_renewed_when_its_signature_expires(serve: 
             assert blob.read_at(start, 100) == DATA[start : start + 100]
     assert len(registry.requests) == 3
     assert len(storage.requests) == 9
+
+
+def test_a_redirect_is_remembered_from_reader_to_reader(serve: Serve, connect: Connect) -> None:
+    registry, storage = signed(serve, 3)
+    client = connect()
+    for start in range(0, 400, 100):
+        with reader(client, registry) as blob:
+            assert blob.read_at(start, 100) == DATA[start : start + 100]
+    assert len(registry.requests) == 2
+    assert len(storage.requests) == 5
+
+
+def test_redirects_are_remembered_of_so_many_blobs_and_no_more() -> None:
+    known = Redirects()
+    urls = [Url.parse(f"http://127.0.0.1/{number}") for number in range(MOST + 1)]
+    for url in urls[:-1]:
+        known.remember(url, urls[-1])
+    assert known.get(urls[0]) == urls[-1]
+    known.remember(urls[-1], urls[0])
+    assert known.get(urls[0]) == urls[-1], "it was asked for last"
+    assert known.get(urls[1]) is None
+    known.forget(urls[0], urls[5])
+    assert known.get(urls[0]) == urls[-1], "it is another by now"
+    known.forget(urls[0], urls[-1])
+    assert known.get(urls[0]) is None
 
 
 def test_a_signature_that_is_never_good_is_tried_twice(serve: Serve, connect: Connect) -> None:
