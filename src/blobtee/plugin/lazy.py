@@ -11,6 +11,7 @@ from blobtee.content.api import ReaderAt
 from blobtee.errors import LazyUnavailable, NotFound, RefLocked, RemoteError, TooManyRequests
 from blobtee.oci import Digest
 from blobtee.plugin.known import KnownBlobs, Lazy
+from blobtee.plugin.lingering import Lingering
 from blobtee.registry import Registry
 from blobtee.registry.settings import Settings
 from blobtee.tee import Source, Stream, tee_of
@@ -31,10 +32,14 @@ class Fetching(Protocol):
 class LazyBlobs(KnownBlobs):
     """What is known of a store's lazy blobs, and the way to bring them. Thread-safe, also across processes."""
 
-    def __init__(self, store: LocalStore, registry: Registry, fetching: Fetching | None = None) -> None:
+    def __init__(
+        self, store: LocalStore, registry: Registry, fetching: Fetching | None = None, *, linger: float = 0
+    ) -> None:
+        """`linger`: seconds that what is read by parts stays open for who asks again; then close this at the end."""
         super().__init__(store)
         self._registry = registry
         self._fetching = fetching
+        self._lingering = Lingering(linger)
 
     def reader_at(self, digest: Digest) -> ReaderAt:
         """A reader of the blob. It is brought whole first, or what was kept of an earlier time proves single chunks:
@@ -48,12 +53,20 @@ class LazyBlobs(KnownBlobs):
         tee = tee_of(self._store)
         with _as_unavailable(digest):
             if tee.proves_parts(lazy.desc):
-                return _Reader(tee.reader_at(lazy.desc, lambda: self._source(lazy)), digest)
+                return self._lingering.reader(digest, lambda: self._by_parts(lazy))
             tee.fill(lazy.desc, lambda: self._source(lazy))
             try:
                 return self._store.reader_at(lazy.desc)
             except NotFound:  # somebody made room of it already; what proves its chunks is kept
-                return _Reader(tee.reader_at(lazy.desc, lambda: self._source(lazy)), digest)
+                return self._by_parts(lazy)
+
+    def close(self) -> None:
+        """Let go of what is read by parts. A second call does nothing."""
+        self._lingering.close()
+
+    def _by_parts(self, lazy: Lazy) -> ReaderAt:
+        reader = tee_of(self._store).reader_at(lazy.desc, lambda: self._source(lazy))
+        return _Reader(reader, lazy.desc.digest)
 
     def _source(self, lazy: Lazy) -> Source:
         source = Repositories(self._registry, lazy.sources).source(lazy.desc)

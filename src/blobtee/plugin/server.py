@@ -34,6 +34,7 @@ from blobtee.wire import content, control
 DEFAULT_TENANT = "default"
 
 DRAIN_SECONDS = 30.0
+LINGER_SECONDS = 10.0
 
 _FDS_OF_A_STREAM = 3
 """Descriptors: a writer has its data, the file of its offset, and for a moment a directory that is synced."""
@@ -96,7 +97,7 @@ class Server:
         self._listens = listens
         self._references = References(store.metadata)
         self._registry = registry or default_registry()
-        self._lazy = LazyBlobs(store, self._registry, self.metrics)
+        self._lazy = LazyBlobs(store, self._registry, self.metrics, linger=LINGER_SECONDS)
         self._sweeper = Sweeper(store, self._references, self._lazy)
         self._limiter = Limiter(store, max_size, self._lazy, self.metrics) if max_size is not None else None
         self._places: list[_Place] = []
@@ -150,6 +151,7 @@ class Server:
             self._sweeper.stop()
             if self._limiter is not None:
                 self._limiter.stop()
+        self._lazy.close()
 
     def __enter__(self) -> Self:
         self.start()

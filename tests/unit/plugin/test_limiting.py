@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from blobtee.tee.map import CHUNK
 from blobtee.testing import MemoryRegistry, image, layer
 from blobtee.transfer.evictable import Held
 from blobtee.transfer.evicting import shrink, usage
+from tests.unit.plugin.contentclient import Client
 
 QUICK = Settings(backoff=0.01, patience=0.1)
 
@@ -247,3 +249,23 @@ def test_a_look_that_fails_is_logged_and_there_is_another(
     limiter.stop()
     assert len(looks) >= 3
     assert "cannot make room" in caplog.text
+
+
+def test_what_made_room_and_is_read_in_order_by_many_calls_comes_back_whole_and_once(
+    name: str, store: LocalStore, server: Server, registry: MemoryRegistry, tmp_path: Path
+) -> None:
+    pull_lazily(tmp_path / "one.sock", name)
+    client = Client(tmp_path / "one.sock")
+    with closing(client.channel):
+        data = SOURCE.layers[0].data
+        assert client.read(FIRST.digest) == data
+        assert FIRST.digest in shrink(store, 0, clients=server._lazy).blobs
+        registry.reset()
+        for at in range(0, FIRST.size, CHUNK // 2):
+            assert client.read(FIRST.digest, at, CHUNK // 2) == data[at : at + CHUNK // 2]
+        assert moved(registry) == FIRST.size
+        assert len(registry.entries("GET", "blob")) < 20
+        deadline = time.monotonic() + 20
+        while FIRST.digest not in present(store) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert FIRST.digest in present(store), "all of it was here, and became a blob"
