@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -74,6 +75,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.size, options.layer, options.reads, options.cached_reads, options.rounds = 32, 4, 1000, 20_000, 1
+    logging.getLogger("blobtee").setLevel(logging.ERROR)  # what is warned of is what was asked for
     rows = measure(options)
     if options.json:
         json.dump([{**asdict(row), "verdict": row.verdict} for row in rows], sys.stdout, indent=2)

@@ -15,6 +15,6 @@ def faulty_reads(folder: Path, reads: int) -> Iterator[Row]:
     made = sum(tally.reads for tally in tallies)
     if made < reads // 2 * 2:
         raise SystemExit(f"{made} of {reads} reads under faults came to an end in time")
-    failed = sum(tally.failed for tally in tallies)
-    note = f"of {made:,} reads, {failed:,} failed with an error"
+    requests = sum(tally.requests for tally in tallies)
+    note = f"of {made:,} reads by {requests:,} requests"
     yield count("wrong bytes under faults", sum(tally.wrong for tally in tallies), 0, note=note)

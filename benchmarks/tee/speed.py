@@ -23,6 +23,8 @@ from blobtee.tee.map import CHUNK
 PIECE = 1 << 20
 SMALL = 4 << 10
 THREADS = 100
+PASSES = 5
+"""Times that each place is read by threads: what it takes to wake a hundred of them is not what is asked for."""
 
 
 def in_order(rig: Rig, folder: Path, size: int, rounds: int) -> Iterator[Row]:
@@ -119,21 +121,27 @@ def _beside_pread(reader: ReaderAt, fd: int, places: list[int], rounds: int) -> 
 
 
 def _many_threads(reader: ReaderAt, places: list[int], rounds: int) -> Iterator[Row]:
+    """The same reads by one thread, and dealt out to many that are there already."""
+
     def work(part: list[int]) -> None:
         read_at = reader.read_at
-        for at in part:
-            read_at(at, SMALL)
+        for _ in range(PASSES):
+            for at in part:
+                read_at(at, SMALL)
 
     parts = [places[number::THREADS] for number in range(THREADS)]
-    ratios = []
+    walls, cpus = [], []
     with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(time.sleep, [0.05] * THREADS))
         for _ in range(rounds):
-            begun = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             work(places)
-            alone = time.perf_counter() - begun
-            begun = time.perf_counter()
+            alone = time.perf_counter() - wall, time.process_time() - cpu
+            wall, cpu = time.perf_counter(), time.process_time()
             list(pool.map(work, parts))
-            ratios.append(alone / (time.perf_counter() - begun))
-    spread = Spread.of(ratios)
+            walls.append(alone[0] / (time.perf_counter() - wall))
+            cpus.append(alone[1] / (time.process_time() - cpu))
+    spread = Spread.of(walls)
     title = f"throughput of such reads, {THREADS} threads / 1"
-    yield Row(title, ">= 1", str(spread), spread.middle, round(spread.middle, 2) >= 1)
+    note = f"{spread}, for each CPU second {statistics.median(cpus):.2f}"
+    yield Row(title, ">= 1", note, spread.middle, round(spread.middle, 2) >= 1)

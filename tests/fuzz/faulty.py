@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import threading
 import time
 from contextlib import suppress
@@ -11,7 +12,15 @@ from pathlib import Path
 
 from blobtee import tasks
 from blobtee.content import LocalStore, Trust
-from blobtee.errors import BlobteeError, Closed, ConnectionFailed, ProtocolViolation, TooManyRequests, Unauthenticated
+from blobtee.errors import (
+    BlobteeError,
+    Closed,
+    ConnectionFailed,
+    NotFound,
+    ProtocolViolation,
+    TooManyRequests,
+    Unauthenticated,
+)
 from blobtee.tee import Tee, digests
 from tests.unit.tee.support import Origin, OriginStream, chunks, desc_of, some_bytes
 
@@ -20,14 +29,36 @@ DATA = some_bytes(chunks(50) + 4321)
 DESC = desc_of(DATA)
 
 
+LIFE = 200
+"""Reads after which nothing is here any more."""
+
+
 @dataclass
 class Tally:
-    """What became of the reads: how many each trust was served, failed with one of our errors, and were wrong."""
+    """What became of the reads: how many each trust was served, failed with one of our errors, and were wrong; and the
+    requests that they took, many reads being of what is here. Thread-safe."""
 
-    reads: int = 0
+    requests: int = 0
     served: dict[Trust, int] = field(default_factory=lambda: dict.fromkeys(Trust, 0))
     failed: int = 0
     wrong: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def reads(self) -> int:
+        return sum(self.served.values()) + self.failed
+
+    def count(self, trust: Trust, at: int, n: int, got: bytes) -> None:
+        """What somebody was given who asked for `n` bytes at `at`."""
+        to_the_end = trust is Trust.STREAMED and at + n >= len(DATA)
+        proven = trust in (Trust.BLOB, Trust.ATTESTED) or to_the_end
+        with self._lock:
+            self.served[trust] += 1
+            self.wrong += len(got) != min(n, len(DATA) - at) or (proven and got != DATA[at : at + n])
+
+    def fail(self) -> None:
+        with self._lock:
+            self.failed += 1
 
 
 class Hostile(Origin):
@@ -35,12 +66,12 @@ class Hostile(Origin):
 
     def __init__(self, seed: int) -> None:
         super().__init__(DATA)
+        self.asked = 0
         self.draw = random.Random(seed)
-        self.spoiled: set[int] = set()
-        """Chunks of which wrong bytes may have been sent, since the last time that everything was thrown away."""
 
     def stream(self, start: int, end: int) -> OriginStream:
         with self._lock:
+            self.asked += 1
             chance = self.draw.random()
             whole = self.draw.random() < 0.05
             piece = self.draw.choice((1000, 65536, 70_000, 1 << 20))
@@ -76,51 +107,52 @@ def hammer(folder: Path, reads: int, *, kept: bool, seconds: float = 3000) -> Ta
     """At least `reads` reads, of several threads, unless `seconds` are over.
 
     Readers of `BLOB` and the end of those of `STREAMED` are held against the truth; `RAW` readers, who may be lied to,
-    fill the same files beside them. `kept`: digests of the chunks are there from an earlier time.
+    fill the same files beside them. After some hundred reads nothing is here any more: of what is, nobody is asked.
+    `kept`: what proves the chunks is there from an earlier time.
     """
     origin = Hostile(kept)
     tally = Tally()
+    deadline = time.monotonic() + seconds
+    draw = random.Random(reads)
     with LocalStore(folder) as store:
         if kept:
             tee = Tee(store)
             tee.fill(DESC, Origin(DATA).source)
             tee.close()
-            store.delete(DESC.digest)
-        deadline = time.monotonic() + seconds
-        tee = Tee(store)
-        lock = threading.Lock()
-
-        def work(seed: int) -> None:
-            draw = random.Random(seed)
-            while tally.reads < reads and time.monotonic() < deadline:
-                trust = draw.choice(list(Trust))
-                try:
-                    with tee.reader_at(DESC, origin.source, trust) as reader:
-                        for _ in range(draw.randrange(1, 60)):
-                            tally.reads += 1
-                            at = draw.randrange(len(DATA))
-                            n = draw.choice((1, 100, 4096, 4096, 4096, 70_000, 300_000))
-                            got = reader.read_at(at, n)
-                            at_end = trust is Trust.STREAMED and at + n >= len(DATA)
-                            if len(got) != min(n, len(DATA) - at) or (
-                                (trust in (Trust.BLOB, Trust.ATTESTED) or at_end) and got != DATA[at : at + n]
-                            ):
-                                tally.wrong += 1
-                            tally.served[trust] += 1
-                except BlobteeError as error:
-                    if isinstance(error, Closed):
-                        raise
-                    tally.failed += 1
-                if draw.random() < 0.02:
-                    with lock:
-                        # It is evicted, or its digests are lost: all begins anew.
-                        with suppress(BlobteeError):
-                            store.delete(DESC.digest)
-                        if not kept and draw.random() < 0.7:
-                            digests.forget(store.root, DESC.digest)
-
-        with tasks.Group() as group:
-            for number in range(THREADS):
-                group.spawn(work, number)
-        tee.close()
+        while tally.reads < reads and time.monotonic() < deadline:
+            with suppress(NotFound):
+                store.delete(DESC.digest)
+            shutil.rmtree(store.root / "partial", ignore_errors=True)
+            if not kept:
+                digests.forget(store.root, DESC.digest)
+            tee = Tee(store)
+            until = tally.reads + LIFE
+            with tasks.Group() as group:
+                for _ in range(THREADS):
+                    group.spawn(_life, store, tee, origin, tally, until, draw.random(), kept)
+            tee.close()
+    tally.requests = origin.asked
     return tally
+
+
+def _life(store: LocalStore, tee: Tee, origin: Hostile, tally: Tally, until: int, seed: float, kept: bool) -> None:
+    """One thread's part in it."""
+    draw = random.Random(seed)
+    while tally.reads < until:
+        trust = draw.choice(list(Trust))
+        try:
+            with tee.reader_at(DESC, origin.source, trust) as reader:
+                for _ in range(draw.randrange(1, 60)):
+                    at = draw.randrange(len(DATA))
+                    n = draw.choice((1, 100, 4096, 4096, 4096, 70_000, 300_000))
+                    tally.count(trust, at, n, reader.read_at(at, n))
+        except BlobteeError as error:
+            if isinstance(error, Closed):
+                raise
+            tally.fail()
+        if draw.random() < 0.05:
+            # It is evicted, or its digests are lost: all begins anew.
+            with suppress(BlobteeError):
+                store.delete(DESC.digest)
+            if not kept and draw.random() < 0.7:
+                digests.forget(store.root, DESC.digest)
