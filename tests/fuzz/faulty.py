@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from blobtee import tasks
 from blobtee.content import LocalStore, Trust
@@ -21,7 +22,7 @@ from blobtee.errors import (
     TooManyRequests,
     Unauthenticated,
 )
-from blobtee.tee import Tee, digests
+from blobtee.tee import Source, Tee, digests
 from tests.unit.tee.support import Origin, OriginStream, chunks, desc_of, some_bytes
 
 THREADS = 8
@@ -103,14 +104,22 @@ class _HostileStream(OriginStream):
         return len(part)
 
 
-def hammer(folder: Path, reads: int, *, kept: bool, seconds: float = 3000) -> Tally:
+class Faulty(Protocol):
+    """Whoever has `DATA`, and does everything wrong."""
+
+    asked: int
+
+    def source(self) -> Source: ...
+
+
+def hammer(folder: Path, reads: int, *, kept: bool, origin: Faulty | None = None, seconds: float = 3000) -> Tally:
     """At least `reads` reads, of several threads, unless `seconds` are over.
 
     Readers of `BLOB` and the end of those of `STREAMED` are held against the truth; `RAW` readers, who may be lied to,
     fill the same files beside them. After some hundred reads nothing is here any more: of what is, nobody is asked.
     `kept`: what proves the chunks is there from an earlier time.
     """
-    origin = Hostile(kept)
+    origin = Hostile(kept) if origin is None else origin
     tally = Tally()
     deadline = time.monotonic() + seconds
     draw = random.Random(reads)
@@ -135,7 +144,7 @@ def hammer(folder: Path, reads: int, *, kept: bool, seconds: float = 3000) -> Ta
     return tally
 
 
-def _life(store: LocalStore, tee: Tee, origin: Hostile, tally: Tally, until: int, seed: float, kept: bool) -> None:
+def _life(store: LocalStore, tee: Tee, origin: Faulty, tally: Tally, until: int, seed: float, kept: bool) -> None:
     """One thread's part in it."""
     draw = random.Random(seed)
     while tally.reads < until:
