@@ -325,9 +325,93 @@ typedef struct bt_tar_batch {
  * space. Never fails. Thread-safe for different batches. */
 int bt_tar_scan(const uint8_t *in, size_t in_nbytes, bt_tar_batch *batch);
 
-/* ---- gRPC: a server over HTTP/2 (nghttp2) --------------------------------------------------------------------------- */
+/* ---- SQLite: whether a database has changed -------------------------------------------------------------------------- */
+
+#define BT_WAL_STATE_NBYTES 48
+
+typedef struct bt_wal bt_wal;
+
+/* Watches a database in WAL mode whose WAL index (the file "-shm") SQLite has mapped, from its beginning, at the address
+ * `mapped` of this process; the mapping has to be there during the call alone. For as long as the watch is asked, this process
+ * must have the database open: then the index stays the one that everybody uses. NULL when it is no such index, or memory
+ * is out. Free it with bt_wal_free. */
+bt_wal *bt_wal_watch(uintptr_t mapped);
+
+/* What the database is like now: two equal states, taken at different times, mean that nothing was committed to it between,
+ * by any process. BT_OK, with state[0, BT_WAL_STATE_NBYTES); BT_GONE: a commit is under way, or the watch has ended. Thread-safe. */
+int bt_wal_state(const bt_wal *w, uint8_t *state);
+
+/* Ends it: bt_wal_state says BT_GONE from now on. Before this process closes the database. Thread-safe. */
+void bt_wal_end(bt_wal *w);
+
+/* Frees it; NULL is allowed. It must not be in use. */
+void bt_wal_free(bt_wal *w);
+
+/* ---- gRPC: answers that are known ----------------------------------------------------------------------------------- */
 
 #define BT_H2_LISTENERS 64
+
+/* What handlers have answered to who asked for a blob, by the place that was asked and the blob's digest. An answer has to
+ * follow from the metadata (a database that is watched) and from one file: it is given for as long as neither has changed.
+ * Thread-safe, save for bt_answers_free. */
+typedef struct bt_answers bt_answers;
+
+#define BT_ANSWERS_MESSAGE_MAX_NBYTES 65536u
+#define BT_ANSWERS_BOUNDS 32
+
+enum bt_answer_kind {
+    BT_ANSWER_MESSAGE, /* a message, whole */
+    BT_ANSWER_FILE     /* bytes of a file that is kept open */
+};
+
+/* What metadata and file were like before a handler looked at them. */
+typedef struct bt_look {
+    uint8_t state[BT_WAL_STATE_NBYTES];
+    uint64_t device, inode, size_nbytes;
+    int64_t modified_s, changed_s;
+    long modified_ns, changed_ns;
+    uint32_t mode;
+} bt_look;
+
+typedef struct bt_answers_counts {
+    uint64_t ok, cancelled; /* RPCs that were answered, by how they ended */
+    uint64_t within[BT_ANSWERS_BOUNDS + 1]; /* those that took at most so long, and longer than the bound before; the last: longer */
+    uint64_t sum_ns;
+    uint64_t opened;      /* files that were read from; */
+    uint64_t sent_nbytes; /* bytes of them */
+} bt_answers_counts;
+
+/* Keeps at most so many bytes of messages and so many files, those that were asked for last. A file whose access time is fresh_ns old or
+ * older is for a handler, which writes down that it is used. Counts times by bounds_ns[0, nbounds),
+ * in order, at most BT_ANSWERS_BOUNDS. `wal` has to outlive it. NULL when memory is out. Free it with bt_answers_free. */
+bt_answers *bt_answers_new(const bt_wal *wal, size_t messages_nbytes, size_t files, int64_t fresh_ns,
+                           const int64_t *bounds_ns, size_t nbounds);
+
+/* Frees it; NULL is allowed. No server that has it may be left. */
+void bt_answers_free(bt_answers *a);
+
+/* What the metadata and the file at `path` are like. BT_OK, and *look; BT_GONE when nothing can be kept of it: there is no
+ * such file, or the metadata are just changing. */
+int bt_answers_look(bt_answers *a, const char *path, bt_look *look);
+
+/* Keeps an answer to who asks `place` for the blob digest[0, digest_nbytes): message[0, nbytes), or the file open at `fd`, which
+ * stays the caller's; `look` was taken of `path` before anything that the answer follows from was looked at. In place of the one
+ * that is known. BT_OK; BT_GONE: it is out of date already; BT_NO_SPACE: it is larger than all that may be kept; BT_NO_MEMORY: or
+ * no descriptor is left; BT_BAD_ARGUMENT. */
+int bt_answers_keep(bt_answers *a, int kind, uint32_t place, const uint8_t *digest, size_t digest_nbytes,
+                    const char *path, const bt_look *look, const uint8_t *message, size_t nbytes, int fd);
+
+/* Drops what is known of the blob in that place. Who is being answered from it is answered to the end. */
+void bt_answers_forget(bt_answers *a, uint32_t place, const uint8_t *digest, size_t nbytes);
+
+/* Drops all. */
+void bt_answers_clear(bt_answers *a);
+
+/* What has been answered in `place`, so far. BT_OK; BT_BAD_ARGUMENT. */
+int bt_answers_tally(bt_answers *a, int kind, uint32_t place, bt_answers_counts *counts);
+
+/* ---- gRPC: a server over HTTP/2 (nghttp2) --------------------------------------------------------------------------- */
+
 #define BT_H2_MESSAGE_MAX_NBYTES 0xfffffff0u
 
 /* Sockets, their connections and the calls on them. All functions on a server may be called by any thread at any time,
@@ -376,6 +460,12 @@ void bt_h2_free(bt_h2 *s);
 /* The number, from 0 on, of the method with the path `path` ("/package.Service/Method"); before bt_h2_listen. Calls of
  * other paths end with UNIMPLEMENTED. BT_NO_SPACE after 64; BT_NO_MEMORY. */
 int bt_h2_method(bt_h2 *s, const char *path);
+
+/* Answers calls of two methods from `a`, where it has an answer, without a handler: `info` takes a message whose field 1 is a digest,
+ * and is answered by BT_ANSWER_MESSAGE; `read` takes a digest, an offset and a size (fields 1 to 3), and is answered by messages of an
+ * offset and at most `piece_nbytes` of data (fields 1 and 2) out of BT_ANSWER_FILE. Requests that are put in another way than
+ * usual, or ask for what is not there, are the handler's. `a` has to outlive the server. Before any bt_h2_next. */
+void bt_h2_answer(bt_h2 *s, bt_answers *a, int info, int read, size_t piece_nbytes);
 
 /* Takes connections from the listening socket `fd`, which stays the caller's, does not block, and is open until
  * bt_h2_drain has returned. `place` comes back in events; calls above `max_calls` at once end with RESOURCE_EXHAUSTED. Before

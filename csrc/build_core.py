@@ -14,6 +14,7 @@ from cffi import FFI
 
 HERE = Path(__file__).parent
 SOURCES = (
+    "answers.c",
     "cpu.c",
     "crc32c.c",
     "gzindex.c",
@@ -21,6 +22,7 @@ SOURCES = (
     "h2.c",
     "h2calls.c",
     "h2in.c",
+    "h2known.c",
     "h2life.c",
     "h2out.c",
     "sha256.c",
@@ -28,7 +30,9 @@ SOURCES = (
     "sha256_portable.c",
     "sha256_x86.c",
     "tar.c",
+    "wal.c",
 )
+HEADERS = ("answers.h", "blobtee.h", "core.cdef.h", "gzip.h", "h2.h", "sha256.h", "wide.h")
 
 
 def optimisation() -> list[str]:
@@ -44,7 +48,7 @@ def make_ffibuilder() -> FFI:
         '#include "blobtee.h"',
         # setuptools wants paths below the folder of setup.py
         sources=[f"csrc/{name}" for name in SOURCES],
-        depends=["csrc/blobtee.h", "csrc/gzip.h", "csrc/sha256.h", "csrc/wide.h", "csrc/h2.h", "csrc/core.cdef.h"],
+        depends=[f"csrc/{name}" for name in HEADERS],
         include_dirs=["csrc"],
         libraries=["isal", "deflate", "nghttp2"],
         extra_compile_args=["-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra", *optimisation()],

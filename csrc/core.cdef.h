@@ -107,7 +107,41 @@ typedef struct bt_tar_batch {
 } bt_tar_batch;
 int bt_tar_scan(const uint8_t *in, size_t in_nbytes, bt_tar_batch *batch);
 
+typedef struct bt_wal bt_wal;
+#define BT_WAL_STATE_NBYTES ...
+bt_wal *bt_wal_watch(uintptr_t mapped);
+int bt_wal_state(const bt_wal *w, uint8_t *state);
+void bt_wal_end(bt_wal *w);
+void bt_wal_free(bt_wal *w);
+
 #define BT_H2_LISTENERS ...
+#define BT_ANSWERS_BOUNDS ...
+#define BT_ANSWERS_MESSAGE_MAX_NBYTES ...
+#define BT_ANSWER_MESSAGE ...
+#define BT_ANSWER_FILE ...
+typedef struct bt_answers bt_answers;
+typedef struct bt_look {
+    uint64_t size_nbytes;
+    ...;
+} bt_look;
+typedef struct bt_answers_counts {
+    uint64_t ok, cancelled;
+    uint64_t within[...];
+    uint64_t sum_ns;
+    uint64_t opened;
+    uint64_t sent_nbytes;
+    ...;
+} bt_answers_counts;
+bt_answers *bt_answers_new(const bt_wal *wal, size_t messages_nbytes, size_t files, int64_t fresh_ns,
+                           const int64_t *bounds_ns, size_t nbounds);
+void bt_answers_free(bt_answers *a);
+int bt_answers_look(bt_answers *a, const char *path, bt_look *look);
+int bt_answers_keep(bt_answers *a, int kind, uint32_t place, const uint8_t *digest, size_t digest_nbytes,
+                    const char *path, const bt_look *look, const uint8_t *message, size_t nbytes, int fd);
+void bt_answers_forget(bt_answers *a, uint32_t place, const uint8_t *digest, size_t nbytes);
+void bt_answers_clear(bt_answers *a);
+int bt_answers_tally(bt_answers *a, int kind, uint32_t place, bt_answers_counts *counts);
+
 #define BT_H2_CALL ...
 #define BT_H2_ENDED ...
 typedef struct bt_h2 bt_h2;
@@ -138,6 +172,7 @@ typedef struct bt_h2_stats {
 bt_h2 *bt_h2_new(const bt_h2_limits *limits);
 void bt_h2_free(bt_h2 *s);
 int bt_h2_method(bt_h2 *s, const char *path);
+void bt_h2_answer(bt_h2 *s, bt_answers *a, int info, int read, size_t piece_nbytes);
 int bt_h2_listen(bt_h2 *s, int fd, uint32_t place, uint32_t max_calls);
 int bt_h2_next(bt_h2 *s, int timeout_ms, unsigned keep, bt_h2_event *event);
 void bt_h2_drain(bt_h2 *s);

@@ -332,6 +332,8 @@ int bt_h2_next(bt_h2 *s, int timeout_ms, unsigned keep, bt_h2_event *event)
         n = epoll_wait(s->epoll, &found, 1, timeout_ms);
         if (n > 0)
             look_after(s, found.data.u64);
+        if (s->answers != NULL)
+            bt_answers_tidy(s->answers);
         pthread_mutex_lock(&s->lock);
         if (n == 0 && s->waiting > keep) {
             s->waiting--;
@@ -411,6 +413,14 @@ int bt_h2_method(bt_h2 *s, const char *path)
     if ((s->methods[s->nmethods] = strdup(path)) == NULL)
         return BT_NO_MEMORY;
     return (int)s->nmethods++;
+}
+
+void bt_h2_answer(bt_h2 *s, bt_answers *a, int info, int read, size_t piece_nbytes)
+{
+    s->answers = a;
+    s->info = info;
+    s->read = read;
+    s->piece_nbytes = piece_nbytes;
 }
 
 int bt_h2_listen(bt_h2 *s, int fd, uint32_t place, uint32_t max_calls)

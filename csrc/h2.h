@@ -1,12 +1,13 @@
 /* h2.h - what the parts of the gRPC server share: h2.c has its sockets and waiting threads, h2calls.c what handlers do,
- * h2life.c the lives of connections and calls, h2in.c and h2out.c what is heard and said. blobtee.h is the contract.
+ * h2life.c the lives of connections and calls, h2in.c and h2out.c what is heard and said, h2known.c what needs no
+ * handler. blobtee.h is the contract.
  *
  * A connection is changed under its `lock` alone; the server's `lock` may be taken inside that one, never the other way
  * round. One thread at a time reads a connection: who has set `claimed`. Everybody writes. */
 #ifndef BLOBTEE_H2_H
 #define BLOBTEE_H2_H
 
-#include "blobtee.h"
+#include "answers.h"
 
 #if !__has_include(<nghttp2/nghttp2.h>)
 #error "blobtee needs nghttp2: on Debian or Ubuntu install the package libnghttp2-dev"
@@ -55,6 +56,14 @@ struct h2_listener {
     atomic_uint calls;
 };
 
+/* What a call is answered from, if no handler is needed. */
+struct h2_known {
+    const struct bt_answer *answer;
+    uint64_t begin, at, end; /* of the file: where the answer begins, its next message, its end */
+    int64_t began_ns;
+    int counted;
+};
+
 struct bt_h2_call {
     struct h2_connection *connection;
     struct bt_h2_call *before, *after; /* in the connection's list, while the stream is open */
@@ -83,6 +92,7 @@ struct bt_h2_call {
     int body_fd;
     uint64_t body_offset;
     size_t left_nbytes;
+    struct h2_known known;
 };
 
 /* Frames of one file that lie in `out` without their bytes: these come by one read. */
@@ -119,6 +129,9 @@ struct bt_h2 {
     int epoll, wake, timer;
     char *methods[H2_METHODS];
     size_t nmethods;
+    bt_answers *answers; /* NULL: none are known */
+    int info, read;      /* the methods that are answered from them */
+    size_t piece_nbytes;
     struct h2_listener listeners[BT_H2_LISTENERS];
     size_t nlisteners;
     struct h2_connection **connections; /* by slot */
@@ -171,6 +184,9 @@ void h2_out_callbacks(nghttp2_session_callbacks *callbacks);
 /* Write what can be written. -1: the connection is broken. Sets `blocked` when the socket takes no more. */
 int h2_write(struct h2_connection *c);
 
+/* Set the message that is sent next: head[0, head_nbytes) and `nbytes` of the body that is set in `k`. */
+void h2_set_message(struct bt_h2_call *k, const uint8_t *head, size_t head_nbytes, size_t nbytes, int is_last);
+
 /* Begin to send the message that is set in `k`. */
 void h2_answer(struct bt_h2_call *k);
 
@@ -179,6 +195,17 @@ void h2_finish(struct bt_h2_call *k, int status, const char *text);
 
 /* Say that it is no gRPC: an HTTP status alone. */
 void h2_finish_http(struct bt_h2_call *k, const char *status);
+
+/* ---- h2known.c --------------------------------------------------------------------------------------------------- */
+
+/* Answer the call, whose first message has come, if the answer is known: 0 when a handler has to. */
+int h2_answer_known(struct bt_h2_call *k);
+
+/* The last message of an answer that is known has been sent, and it was not the answer's last. */
+void h2_go_on(struct bt_h2_call *k);
+
+/* The stream is no more: say how it ended. */
+void h2_known_closed(struct bt_h2_call *k);
 
 /* ---- h2life.c ---------------------------------------------------------------------------------------------------- */
 

@@ -92,23 +92,11 @@ static int is_sent(struct bt_h2_call *k)
 static int send_message(struct bt_h2_call *k, const uint8_t *head, size_t head_nbytes, size_t nbytes, int is_last)
 {
     struct h2_connection *c = k->connection;
-    size_t whole = head_nbytes + nbytes;
     int result = BT_OK;
 
     if (k->gone || k->done)
         return BT_GONE;
-    k->head[0] = 0;
-    k->head[1] = (uint8_t)(whole >> 24);
-    k->head[2] = (uint8_t)(whole >> 16);
-    k->head[3] = (uint8_t)(whole >> 8);
-    k->head[4] = (uint8_t)whole;
-    if (head_nbytes > 0)
-        memcpy(k->head + H2_PREFIX_NBYTES, head, head_nbytes);
-    k->head_at = 0;
-    k->head_nbytes = H2_PREFIX_NBYTES + head_nbytes;
-    k->left_nbytes = nbytes;
-    if (is_last)
-        k->finishing = k->done = 1;
+    h2_set_message(k, head, head_nbytes, nbytes, is_last);
     h2_answer(k);
     h2_pump(c, 0);
     h2_arm(c, 0);

@@ -164,6 +164,7 @@ void h2_closed(struct bt_h2_call *k)
     if (!k->done || k->finishing || k->left_nbytes > 0)
         k->gone = 1;
     k->done = 1;
+    h2_known_closed(k);
     drop_messages(k);
     h2_changed(k);
     h2_unref(k);
@@ -325,7 +326,8 @@ static void dispatch(struct bt_h2_call *k)
         return;
     k->dispatched = 1;
     h2_earn(k->connection, TOKENS_OF_WORK);
-    h2_dispatch(k);
+    if (!h2_answer_known(k))
+        h2_dispatch(k);
 }
 
 static void on_request(struct h2_connection *c, struct bt_h2_call *k)

@@ -111,6 +111,8 @@ void h2_unref(struct bt_h2_call *k)
             pthread_cond_broadcast(&s->idle);
         pthread_mutex_unlock(&s->lock);
     }
+    if (k->known.answer != NULL)
+        bt_answers_let_go(k->known.answer);
     free(k->headers);
     free(k->text);
     free(k);

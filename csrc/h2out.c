@@ -210,6 +210,10 @@ static int on_send_data(nghttp2_session *session, nghttp2_frame *frame, const ui
         return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
     }
     h2_changed(k);
+    if (k->known.answer != NULL && !k->done) {
+        h2_go_on(k);
+        return 0;
+    }
     if (k->finishing) {
         k->finishing = 0;
         return submit_trailer(k) == 0 ? 0 : NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
@@ -241,6 +245,24 @@ static int on_sent(nghttp2_session *session, const nghttp2_frame *frame, void *u
         nghttp2_session_get_stream_remote_close(session, frame->hd.stream_id) == 0)
         nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame->hd.stream_id, NGHTTP2_NO_ERROR);
     return 0;
+}
+
+void h2_set_message(struct bt_h2_call *k, const uint8_t *head, size_t head_nbytes, size_t nbytes, int is_last)
+{
+    size_t whole = head_nbytes + nbytes;
+
+    k->head[0] = 0;
+    k->head[1] = (uint8_t)(whole >> 24);
+    k->head[2] = (uint8_t)(whole >> 16);
+    k->head[3] = (uint8_t)(whole >> 8);
+    k->head[4] = (uint8_t)whole;
+    if (head_nbytes > 0)
+        memcpy(k->head + H2_PREFIX_NBYTES, head, head_nbytes);
+    k->head_at = 0;
+    k->head_nbytes = H2_PREFIX_NBYTES + head_nbytes;
+    k->left_nbytes = nbytes;
+    if (is_last)
+        k->finishing = k->done = 1;
 }
 
 void h2_answer(struct bt_h2_call *k)

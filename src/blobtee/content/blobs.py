@@ -82,9 +82,9 @@ class Blobs:
         database.migrate("blobs", _STEPS)
 
     def path(self, digest: Digest) -> Path:
-        return Path(self._file(digest))
+        return Path(self.file(digest))
 
-    def _file(self, digest: Digest) -> str:
+    def file(self, digest: Digest) -> str:
         # Plain text: a walk and each opening come through here, and paths of pathlib cost more than the system call.
         return f"{self._prefix}{digest.algorithm}/{digest.hex}"
 
@@ -93,7 +93,7 @@ class Blobs:
         digest = Digest(desc.digest)
         with os_errors(f"open blob {digest}"):
             try:
-                fd = lastuse.open_file(self._file(digest))
+                fd = lastuse.open_file(self.file(digest))
             except (FileNotFoundError, NotADirectoryError):
                 raise NotFound(f"no blob {digest} in {self._root}") from None
             try:
@@ -336,7 +336,7 @@ class Blobs:
 
     def _stat(self, digest: Digest) -> os.stat_result | None:
         try:
-            found = os.stat(self._file(digest))
+            found = os.stat(self.file(digest))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:

@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from blobtee.core import Watch
 from blobtee.errors import (
     BlobteeError,
     Closed,
     DataLoss,
     FailedPrecondition,
     Internal,
+    InvalidArgument,
     PermissionDenied,
     ResourceExhausted,
     StorageError,
@@ -58,6 +60,7 @@ class Database:
         self._turn = threading.RLock()
         self._own = threading.local()
         self._idle: list[sqlite3.Connection] = []
+        self._watched: tuple[Watch, sqlite3.Connection] | None = None
         self._closed = False
         with self._translated():
             self._idle.append(self._first())
@@ -137,11 +140,39 @@ class Database:
         except OSError as error:
             _logger.warning("no room is kept for changes of %s on a full disk: %s", self._what, error.strerror)
 
+    def watch(self) -> Watch | None:
+        """What tells of each change that is committed, by whichever process, until `close`. None: that cannot be told
+        of this database."""
+        if self._memory or self._read_only:
+            return None
+        with self._turn:
+            if self._watched is not None:
+                return self._watched[0]
+            with self._translated():
+                # A connection of its own keeps what is watched: the last one that is closed takes it away.
+                connection = self._probed(self._connect())
+            try:
+                assert self._path is not None
+                watch = Watch(self._path)
+            except (InvalidArgument, OSError):
+                connection.close()
+                return None
+            with self._lock:
+                self._watched = (watch, connection)
+                if not self._closed:
+                    return watch
+        self.close()
+        raise Closed("the store is closed")
+
     def close(self) -> None:
         """Close all connections that are not in use; one in use is closed when its block ends."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
+            watched, self._watched = self._watched, None
+        if watched is not None:
+            watched[0].end()
+            idle.append(watched[1])
         for connection in idle:
             connection.close()
 

@@ -125,6 +125,10 @@ class LocalStore:
         self._check_open()
         return self._blobs.info(Digest(digest))
 
+    def path(self, digest: Digest) -> str:
+        """Where the blob's file is, or would be."""
+        return self._blobs.file(digest)
+
     def update(self, digest: str, labels: Mapping[str, str | None], *, replace: bool = False) -> Info:
         self._check_open()
         return self._blobs.update(Digest(digest), labels, replace)

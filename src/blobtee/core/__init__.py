@@ -18,6 +18,7 @@ does not reach into ISA-L and libdeflate, which choose for themselves.
 `python -m blobtee.core` says what was found and checks a few known answers.
 """
 
+from blobtee.core.answers import Answers, Counts, Watch
 from blobtee.core.gzip import (
     GZIP_MAX_LEVEL,
     GZIP_MIN_LEVEL,
@@ -39,6 +40,8 @@ __all__ = [
     "GZIP_MAX_LEVEL",
     "GZIP_MIN_LEVEL",
     "SIZED_HEADER_NBYTES",
+    "Answers",
+    "Counts",
     "CpuFeatures",
     "H2Call",
     "H2Server",
@@ -47,6 +50,7 @@ __all__ = [
     "Sha256",
     "TarHeaders",
     "TarScanner",
+    "Watch",
     "cpu_features",
     "crc32c",
     "crc32c_each",

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
+from blobtee.core.answers import Answers
 from blobtee.core.native import BYTES, fail, ffi, lib
 from blobtee.errors import Cancelled, DataLoss, Internal, ResourceExhausted, from_os_error
 
@@ -57,6 +58,7 @@ class H2Server:
         self._server = lib.bt_h2_new(limits)
         if self._server == ffi.NULL:
             raise ResourceExhausted("no descriptors or no memory for a server")
+        self._answers: Answers | None = None
         self._callbacks: dict[int, Callable[[], object]] = {}
 
     def method(self, path: str) -> int:
@@ -65,6 +67,12 @@ class H2Server:
         if number < 0:
             fail(number, "H2Server.method")
         return number
+
+    def answer(self, answers: Answers, info: int, read: int, piece_nbytes: int) -> None:
+        """Answer calls of the methods `info` and `read` from `answers` where they are known, reads in messages of at
+        most `piece_nbytes` of data. Before `listen`; see `bt_h2_answer`."""
+        self._answers = answers
+        lib.bt_h2_answer(self._server, answers._answers, info, read, piece_nbytes)
 
     def listen(self, listener: socket.socket, place: int, max_calls: int) -> None:
         """Take connections from `listener`, which stays the caller's and open until `drain`. Calls of it have `place`;

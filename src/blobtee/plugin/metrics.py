@@ -10,9 +10,10 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 
+from blobtee.core import Counts
 from blobtee.errors import InvalidArgument, from_os_error
 
-_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Seconds: from an `Info` to a layer that is pushed over a slow line."""
 
 
@@ -22,7 +23,7 @@ class Metrics:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._rpcs: Counter[tuple[str, str, str]] = Counter()
-        self._seconds: defaultdict[tuple[str, str], list[int]] = defaultdict(lambda: [0] * (len(_BOUNDS) + 1))
+        self._seconds: defaultdict[tuple[str, str], list[int]] = defaultdict(lambda: [0] * (len(BOUNDS) + 1))
         self._sums: Counter[tuple[str, str]] = Counter()
         self._bytes: Counter[tuple[str, str]] = Counter()
         self._opened: Counter[tuple[str, str]] = Counter()
@@ -30,6 +31,7 @@ class Metrics:
         self._evicted: Counter[str] = Counter()
         self.on_arrival: Callable[[int], None] = lambda nbytes: None
         """Called with the bytes of blobs that came, from clients and from registries."""
+        self._counted: dict[str, Callable[[], Mapping[str, Counts]]] = {}
         self._gauges: dict[str, tuple[str, Callable[[], Mapping[str, float]]]] = {
             "process_open_fds": ("Open descriptors.", lambda: {"": len(os.listdir("/proc/self/fd"))}),
             "process_threads": ("Threads.", lambda: {"": len(os.listdir("/proc/self/task"))}),
@@ -44,10 +46,14 @@ class Metrics:
         """Something that is read when it is asked for: values by their labels, as text, such as `tenant="a"`."""
         self._gauges[name] = (text, read)
 
+    def counted_by(self, tenant: str, read: Callable[[], Mapping[str, Counts]]) -> None:
+        """RPCs of the tenant that are counted elsewhere too, by method, with times by `BOUNDS`."""
+        self._counted[tenant] = read
+
     def count_rpc(self, tenant: str, method: str, code: str, seconds: float) -> None:
         with self._lock:
             self._rpcs[tenant, method, code] += 1
-            self._seconds[tenant, method][bisect_left(_BOUNDS, seconds)] += 1
+            self._seconds[tenant, method][bisect_left(BOUNDS, seconds)] += 1
             self._sums[tenant, method] += seconds  # type: ignore[assignment]  # a counter adds floats as well
 
     def count_bytes(self, tenant: str, direction: str, nbytes: int) -> None:
@@ -78,9 +84,19 @@ class Metrics:
 
     def _lines(self) -> Iterator[str]:
         with self._lock:
-            rpcs, sums, nbytes = dict(self._rpcs), dict(self._sums), dict(self._bytes)
-            opened, fetched, evicted = dict(self._opened), dict(self._fetched), self._evicted.copy()
+            rpcs, sums, nbytes = Counter(self._rpcs), Counter(self._sums), Counter(self._bytes)
+            opened, fetched, evicted = Counter(self._opened), dict(self._fetched), self._evicted.copy()
             seconds = {key: list(counts) for key, counts in self._seconds.items()}
+        for tenant, of_tenant in self._counted.items():
+            for method, more in of_tenant().items():
+                if not any(more.within):
+                    continue
+                rpcs.update({(tenant, method, "OK"): more.ok, (tenant, method, "CANCELLED"): more.cancelled})
+                sums[tenant, method] += more.seconds  # type: ignore[assignment]
+                before = seconds.get((tenant, method), [0] * len(more.within))
+                seconds[tenant, method] = [a + b for a, b in zip(before, more.within, strict=True)]
+                nbytes[tenant, "sent"] += more.sent
+                opened[tenant, "hit"] += more.opened
         yield from _head("blobtee_rpcs_total", "RPCs that have ended, by gRPC status.", "counter")
         for (tenant, method, code), count in sorted(rpcs.items()):
             yield f'blobtee_rpcs_total{{tenant="{tenant}",method="{method}",code="{code}"}} {count}'
@@ -88,7 +104,7 @@ class Metrics:
         for (tenant, method), counts in sorted(seconds.items()):
             labels = f'tenant="{tenant}",method="{method}"'
             below = 0
-            for bound, count in zip((*_BOUNDS, "+Inf"), counts, strict=True):
+            for bound, count in zip((*BOUNDS, "+Inf"), counts, strict=True):
                 below += count
                 yield f'blobtee_rpc_seconds_bucket{{{labels},le="{bound}"}} {below}'
             yield f"blobtee_rpc_seconds_sum{{{labels}}} {sums[tenant, method]:.6f}"

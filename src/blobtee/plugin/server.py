@@ -22,6 +22,7 @@ from blobtee.plugin.lazy import LazyBlobs
 from blobtee.plugin.limiting import Limiter
 from blobtee.plugin.metrics import Metrics
 from blobtee.plugin.references import References
+from blobtee.plugin.remembered import FILES, NOTHING, Remembered
 from blobtee.plugin.service import ContentService
 from blobtee.plugin.serving import Serving
 from blobtee.plugin.sockets import SocketFile
@@ -39,7 +40,7 @@ LINGER_SECONDS = 10.0
 _FDS_OF_A_STREAM = 3
 """Descriptors: a writer has its data, the file of its offset, and for a moment a directory that is synced."""
 
-_FDS_OF_OURS = 128
+_FDS_OF_OURS = 128 + FILES
 _MOST_STREAMS = 20_000
 _THREADS_OF_OURS = 32
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -98,6 +99,7 @@ class Server:
         self._references = References(store.metadata)
         self._registry = registry or default_registry()
         self._lazy = LazyBlobs(store, self._registry, self.metrics, linger=LINGER_SECONDS)
+        self._remembered = Remembered.of(store)
         self._sweeper = Sweeper(store, self._references, self._lazy)
         self._limiter = Limiter(store, max_size, self._lazy, self.metrics) if max_size is not None else None
         self._places: list[_Place] = []
@@ -109,10 +111,14 @@ class Server:
         self._store.metadata.reserve()
         try:
             self._serving = serving = Serving()
-            for listen in self._listens:
+            for number, listen in enumerate(self._listens):
                 place = self._place(listen)
+                if self._remembered is not None:
+                    self.metrics.counted_by(listen.tenant, self._remembered.counts(number))
                 self._places.append(place)
                 serving.add(place.listener, place.services, max(1, self.max_streams // len(self._listens)))
+            if self._remembered is not None:
+                serving.answer(self._remembered.answers)
             serving.start()
             for place in self._places:
                 if place.file is not None:
@@ -146,6 +152,8 @@ class Server:
         if self._serving is not None:
             self._serving.stop(grace)
             self._serving = None
+        if self._remembered is not None:
+            self._remembered.answers.clear()
         if self._started:
             self._started = False
             self._sweeper.stop()
@@ -169,7 +177,7 @@ class Server:
         )
         health = HealthService([content.SERVICE, control.SERVICE])
         services = (
-            ContentService(tenant, tally, tenant.is_here),
+            ContentService(tenant, tally, tenant.is_here, self._remembered or NOTHING),
             health,
             ControlService(self._store, self._lazy, self._registry, tally),
         )

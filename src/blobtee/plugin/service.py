@@ -15,6 +15,7 @@ from blobtee.errors import InvalidArgument, NotFound, OutOfRange
 from blobtee.oci import Descriptor, Digest
 from blobtee.plugin import calls
 from blobtee.plugin.observer import SILENT, Observer
+from blobtee.plugin.remembered import NOTHING, Remembering
 from blobtee.plugin.writing import Writing
 from blobtee.wire.content import MAX_DATA, SERVICE, messages
 from blobtee.wire.table import common
@@ -33,9 +34,17 @@ class ContentService(calls.Service):
     for ever when one of them is not answered.
     """
 
-    def __init__(self, store: Store, observer: Observer = SILENT, is_here: Callable[[str], bool] | None = None) -> None:
-        """`is_here` says whether the bytes of a blob are in `store`, where its `info` knows of others too."""
+    def __init__(
+        self,
+        store: Store,
+        observer: Observer = SILENT,
+        is_here: Callable[[str], bool] | None = None,
+        remembering: Remembering = NOTHING,
+    ) -> None:
+        """`is_here` says whether the bytes of a blob are in `store`, where its `info` knows of others too;
+        `remembering` keeps what may be answered again."""
         self._store = store
+        self._remembering = remembering
         self._observer = observer
         self._writing = Writing(store, observer, is_here)
         one = functools.partial(self._handler, calls.unary)
@@ -59,8 +68,12 @@ class ContentService(calls.Service):
         handler: calls.Handler = form(method, self._observer, request, work)
         return handler
 
-    def _info(self, request: Any, _: H2Call) -> Any:
-        return messages.InfoResponse(info=info_message(self._store.info(Digest(request.digest))))
+    def _info(self, request: Any, call: H2Call) -> bytes:
+        digest = Digest(request.digest)
+        sight = self._remembering.look(call.place, digest)
+        answer: bytes = messages.InfoResponse(info=info_message(self._store.info(digest))).SerializeToString()
+        sight.keep_info(answer)
+        return answer
 
     def _update(self, request: Any, _: H2Call) -> Any:
         if not request.HasField("info"):
@@ -84,10 +97,11 @@ class ContentService(calls.Service):
         while page := [info_message(info) for info in islice(infos, LIST_PAGE)]:
             yield messages.ListContentResponse(info=page)
 
-    def _delete(self, request: Any, _: H2Call) -> bytes:
+    def _delete(self, request: Any, call: H2Call) -> bytes:
         digest = Digest(request.digest)
         with suppress(NotFound):  # what containerd wants is that it is not there
             self._store.delete(digest)
+        self._remembering.forget(call.place, digest)
         return _EMPTY
 
     def _open(self, digest: Digest, call: H2Call) -> ReaderAt:
@@ -96,7 +110,9 @@ class ContentService(calls.Service):
 
     def _read(self, request: Any, call: H2Call) -> Generator[Any, None, None]:
         digest = Digest(request.digest)
+        sight = self._remembering.look(call.place, digest)
         with self._open(digest, call) as reader:
+            sight.keep_reader(reader)
             begin = max(request.offset, 0)
             if begin > reader.size:
                 raise OutOfRange(f"offset {begin} is past the end of blob {digest} of {reader.size} bytes")

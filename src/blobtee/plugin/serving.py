@@ -12,9 +12,9 @@ import threading
 import time
 from collections.abc import Sequence
 
-from blobtee.core import H2Call, H2Server, H2Stats
+from blobtee.core import Answers, H2Call, H2Server, H2Stats
 from blobtee.plugin.calls import Handler, Service
-from blobtee.wire.content import MAX_MESSAGE
+from blobtee.wire.content import MAX_DATA, MAX_MESSAGE, SERVICE
 
 _logger = logging.getLogger(__name__)
 
@@ -56,6 +56,12 @@ class Serving:
                 handlers[self._methods[path]] = handler
         self._handlers.append([handlers.get(number) for number in range(len(self._methods))])
         self._listeners.append((listener, max_calls))
+
+    def answer(self, answers: Answers) -> None:
+        """Answer `Info` and `Read` of the content service from `answers`, where they are known, without a handler.
+        After `add`, before `start`."""
+        info, read = (self._methods[f"/{SERVICE}/{method}"] for method in ("Info", "Read"))
+        self._server.answer(answers, info, read, MAX_DATA)
 
     def start(self) -> None:
         """`ResourceExhausted` and errors of the system; RuntimeError when no thread can be started."""
