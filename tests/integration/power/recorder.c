@@ -23,7 +23,7 @@ enum { WRITE = 1, TRUNCATE, SYNC_BEGIN, SYNC_END, CREATE, MKDIR, RENAME, UNLINK,
 
 #define PAGE 4096u
 #define NOTE_PREFIX "/blobtee-note/"
-#define SLOW_SYNC_US 1500 /* what a disk takes: others write meanwhile */
+#define SLOW_SYNC_US 6000 /* what a disk takes: others write meanwhile */
 
 struct record {
     uint32_t kind, first, second, zero;

@@ -66,9 +66,20 @@ class Recording:
                 good.append(max(begun[event.file].pop(0), good[-1] if good else 0))
             elif event.kind != NOTE:
                 self._names.append(at)
-        self.folders = {event.names[0]: event.file for event in self.events if event.kind == MKDIR}
+        self._parents = self._folders_changed()
         self.inodes = {event.file: event.offset for event in self.events if event.kind == CREATE}
         """The number that each file had in the system."""
+
+    def _folders_changed(self) -> dict[int, list[int]]:
+        """By event: the folders in which it changed names."""
+        made: dict[str, int] = {}
+        changed: dict[int, list[int]] = {}
+        for at in self._names:
+            event = self.events[at]
+            if event.kind == MKDIR:
+                made[event.names[0]] = event.file
+            changed[at] = [made[_parent(name)] for name in event.names if name and _parent(name) in made]
+        return changed
 
     def notes(self, time: int) -> list[str]:
         return [event.names[0] for event in self.events[:time] if event.kind == NOTE]
@@ -163,8 +174,7 @@ class Recording:
         needed: set[str] = set()
         for at in reversed(done):
             names = self.events[at].names
-            folders = [self.folders.get(_parent(name)) for name in names]
-            if any(folder is not None and at < self.durable(folder, time) for folder in folders) or needed & {*names}:
+            if needed & {*names} or any(at < self.durable(folder, time) for folder in self._parents[at]):
                 forced.add(at)
                 for name in names:
                     needed |= {name, *_ancestors(name)}

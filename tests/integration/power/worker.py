@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,17 +22,19 @@ def note(what: str, start: int, end: int) -> None:
         os.open(f"/blobtee-note/{what} {start} {end}", os.O_RDONLY)
 
 
-def slow(readinto):  # type: ignore[no-untyped-def]
+def slow(readinto: Callable[[OriginStream, memoryview], int]) -> Callable[[OriginStream, memoryview], int]:
+    """So that there are checkpoints while it comes."""
+
     def slowly(self: OriginStream, view: memoryview) -> int:
         time.sleep(0.004)
-        return int(readinto(self, view))
+        return readinto(self, view)
 
     return slowly
 
 
 if __name__ == "__main__":
     partial.CHECKPOINT_NBYTES, partial.CHECKPOINT_PAUSE = SPACING, 0
-    OriginStream.readinto = slow(OriginStream.readinto)  # type: ignore[method-assign]
+    setattr(OriginStream, "readinto", slow(OriginStream.readinto))  # noqa: B010
     with prepared(Path(sys.argv[1]), sys.argv[2]) as store:
         note("opened", 0, 0)
         SHAPES[sys.argv[2]](store, note)
