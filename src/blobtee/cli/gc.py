@@ -85,7 +85,7 @@ def command(session: Session, dry_run: bool, grace: float, size: int | None) -> 
         return FAILED if result.problems else 0
     takes = "would take" if dry_run else "takes"
     session.output.note(
-        f"{len(shrunk.blobs)} blobs and {len(shrunk.partials)} partial blobs {would}lazy again, "
+        f"{len(shrunk.blobs)} blobs {would}lazy again, {len(shrunk.partials)} partial blobs {would}removed, "
         f"{nbytes(shrunk.nbytes)} {would}freed; the store {takes} {nbytes(shrunk.after)}"
     )
     if not shrunk.reached:

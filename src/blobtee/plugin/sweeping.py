@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Collection
+from contextlib import suppress
 from itertools import islice
 
 from blobtee.cache.leases import Leases
 from blobtee.cache.marking import Marking
 from blobtee.content import LocalStore
 from blobtee.errors import BlobteeError, Closed, DataLoss, NotFound, PermissionDenied, StorageError
+from blobtee.oci import Digest
 from blobtee.plugin.lazy import LazyBlobs
 from blobtee.plugin.references import References
+from blobtee.seeking import kept
+from blobtee.tee import digests, leftovers
 
 _logger = logging.getLogger(__name__)
 
@@ -72,7 +76,7 @@ class Sweeper:
             return 0
         if self._lazy is not None:
             self._lazy.forget(needed)
-        removed = 0
+        total = 0
         rest = iter(orphans)
         while batch := list(islice(rest, _BATCH)):
             if self._ending.is_set():
@@ -81,18 +85,27 @@ class Sweeper:
                 if self._store.layout.fingerprint() != fingerprint or not self._leases.followed() <= followed:
                     self._wanted.set()  # an image or a lease has come that may lead to an orphan: look again
                     break
-                removed += self._remove(batch, needed)
-        return removed
+                removed, lazy = self._remove(batch, needed)
+            total += len(removed)
+            for digest in (*removed, *lazy):
+                self._forget(Digest(digest))
+        return total
 
-    def _remove(self, batch: list[str], needed: Collection[str]) -> int:
-        """Inside a transaction: whoever holds one of them has done so before, or sees it gone."""
+    def _remove(self, batch: list[str], needed: Collection[str]) -> tuple[list[str], list[str]]:
+        """Inside a transaction: whoever holds one of them has done so before, or sees it gone. The blobs that went, and
+        those that nobody needs of which no bytes were here."""
         orphans = self._references.orphans()
-        removed, settled = 0, []
+        removed, lazy, settled = [], [], []
         for digest in batch:
             if digest not in orphans:
                 continue
-            if digest in needed or self._leases.holders(digest) or not self._was_there(digest, orphans[digest]):
+            if digest in needed or self._leases.holders(digest):
                 settled.append(digest)
+                continue
+            if not self._was_there(digest, orphans[digest]):
+                settled.append(digest)
+                if not self._is_there(digest):
+                    lazy.append(digest)
                 continue
             try:
                 gone = self._store.discard(digest)
@@ -101,12 +114,30 @@ class Sweeper:
                 _logger.warning("blob %s that nobody holds stays until the next start: %s", digest, error)
                 continue
             if gone:
-                removed += 1
+                removed.append(digest)
                 settled.append(digest)
             else:
                 self._wanted.set()  # it is in somebody's hands for a moment: look again
         self._references.settle(settled)
-        return removed
+        return removed, lazy
+
+    def _forget(self, digest: Digest) -> None:
+        """Nothing of the blob is needed: what is kept to have it again by parts goes too. What stays, gc takes."""
+        root = self._store.root
+        with suppress(StorageError, PermissionDenied):
+            leftovers.remove(root, digest)
+            digests.forget(root, digest)
+            kept.forget(root, digest)
+            self._store.forget(digest)
+
+    def _is_there(self, digest: str) -> bool:
+        try:
+            self._store.info(digest)
+        except NotFound:
+            return False
+        except DataLoss:
+            pass
+        return True
 
     def _was_there(self, digest: str, since: int) -> bool:
         """Whether the blob is the one that was let go of at `since`: not gone, not come again, not damaged (for gc)."""

@@ -46,7 +46,7 @@ class Held(enum.StrEnum):
     UNFINISHED = "unfinished"
     """A blob that somebody is writing, or was."""
     DAMAGED = "damaged"
-    """Its bytes are not those of its name, or what proves them could not be kept."""
+    """Its bytes are not those of its name, or the disk refused something."""
 
     @property
     def text(self) -> str:
@@ -62,7 +62,7 @@ _TEXTS = {
     Held.RECENT: "blobs that were used a moment ago",
     Held.UNNEEDED: "blobs that no image needs, for `blobtee gc`",
     Held.UNFINISHED: "unfinished writes",
-    Held.DAMAGED: "damaged blobs",
+    Held.DAMAGED: "blobs that are damaged, or that the disk keeps",
 }
 
 

@@ -19,7 +19,15 @@ from dataclasses import dataclass, field
 
 from blobtee.cache import Share
 from blobtee.content import LocalStore
-from blobtee.errors import DataLoss, InvalidArgument, NotFound, SizeMismatch, StorageError, StorageFull
+from blobtee.errors import (
+    DataLoss,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    SizeMismatch,
+    StorageError,
+    StorageFull,
+)
 from blobtee.oci import Digest
 from blobtee.tasks import check
 from blobtee.tee import leftovers
@@ -90,12 +98,15 @@ def shrink(
     what they hold stays. With `dry_run` nothing goes, and the answer is what would. May run while others work on the
     store, and several at once.
 
-    `InvalidArgument`; `InvalidDocument`, `TooLarge`: the list of images cannot be read. After any error, and after a
+    `InvalidArgument`; `PermissionDenied`: the store may only be read. `InvalidDocument`, `TooLarge`: the list of images
+    cannot be read. After any error, and after a
     crash, the store is sound. Nothing goes while a document of an image is damaged, so that nobody knows what belongs
     to it; `problems` says so.
     """
     if size < 0 or not math.isfinite(spare) or spare < 0:
         raise InvalidArgument(f"no size to shrink to, or no time to spare: {size} bytes, {spare} s")
+    if store.read_only:
+        raise PermissionDenied(f"the store in {store.root} is read-only")
     work = _Work(store, size, int(spare * 1_000_000_000), dry_run, gone or Gone())
     for _ in range(_LOOKS):
         survey = Survey(store, clients)
@@ -182,18 +193,25 @@ class _Work:
 
     def _take(self, survey: Survey, candidate: Candidate) -> Held | None:
         """Take one; why it stays, or None."""
-        digest = candidate.digest
-        if candidate.partial:
-            return None if self._dry_run or leftovers.remove(self._store.root, digest) else Held.USED
-        if self._dry_run:
-            with self._store.metadata.transaction(), survey.may_go(digest) as allowed:
-                return None if allowed else Held.USED
         try:
-            keep_proof(self._store, digest, candidate.nbytes)
-            taken = self._store.evict(digest, lambda: survey.may_go(digest))
+            taken = self._would(survey, candidate) if self._dry_run else self._did(survey, candidate)
         except NotFound:
-            return Held.USED  # somebody else took it
-        except (DataLoss, SizeMismatch, StorageFull, StorageError) as error:
-            self._problems[digest] = str(error)
+            return Held.USED  # somebody else was quicker
+        except (DataLoss, PermissionDenied, SizeMismatch, StorageFull, StorageError) as error:
+            # One that cannot go must not keep the others.
+            self._problems[candidate.digest] = str(error)
             return Held.DAMAGED
         return None if taken else Held.USED
+
+    def _would(self, survey: Survey, candidate: Candidate) -> bool:
+        if candidate.partial:
+            return True
+        with self._store.metadata.transaction(), survey.may_go(candidate.digest) as allowed:
+            return allowed
+
+    def _did(self, survey: Survey, candidate: Candidate) -> bool:
+        digest = candidate.digest
+        if candidate.partial:
+            return leftovers.remove(self._store.root, digest)
+        keep_proof(self._store, digest, candidate.nbytes)
+        return self._store.evict(digest, lambda: survey.may_go(digest))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import random
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from blobtee.content import LocalStore
+from blobtee.content.files import digest_names
 from blobtee.content.proxy import ProxyStore
-from blobtee.oci import Compressed, Descriptor, Digest
+from blobtee.oci import Compressed, Descriptor, Digest, Reference
 from blobtee.plugin import limiting
 from blobtee.plugin.client import pull_lazily
 from blobtee.plugin.limiting import Limiter
@@ -269,3 +271,28 @@ def test_what_made_room_and_is_read_in_order_by_many_calls_comes_back_whole_and_
         while FIRST.digest not in present(store) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert FIRST.digest in present(store), "all of it was here, and became a blob"
+
+
+def test_what_nobody_holds_any_more_leaves_nothing_behind(
+    name: str, one: ProxyStore, store: LocalStore, server: Server
+) -> None:
+    server._lazy.know([FIRST, SECOND], Reference.parse(name))
+    read(one, FIRST)
+    read(one, SECOND)
+    used(store, FIRST, 100)
+    assert set(shrink(store, SECOND.size, clients=server._lazy).blobs) == {FIRST.digest}
+    with server._lazy.reader_at(FIRST.digest) as reader:
+        reader.read_at(0, 10)
+    server._lazy.close()
+    for digest in (FIRST.digest, SECOND.digest):
+        one.delete(digest)
+    server._sweeper.sweep()
+
+    def left() -> list[object]:
+        files = (digest_names(store.root / folder) for folder in ("digests", "partial", "index"))
+        return [*present(store), *store.evicted(), *itertools.chain(*files)]
+
+    deadline = time.monotonic() + 20
+    while left() and time.monotonic() < deadline:
+        time.sleep(0.02)  # the server's own sweep may have been first, and is still at it
+    assert left() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -18,7 +19,7 @@ from blobtee.cache import CacheManager
 from blobtee.cache import labels as cache_labels
 from blobtee.compression import Compression
 from blobtee.content import LocalStore, Trust
-from blobtee.errors import InvalidArgument, NotFound
+from blobtee.errors import InvalidArgument, NotFound, PermissionDenied
 from blobtee.image import Image
 from blobtee.oci import Compressed, Descriptor, Digest
 from blobtee.registry import Registry
@@ -387,3 +388,31 @@ def test_a_survey_that_never_holds_ends(name: str, store: LocalStore, monkeypatc
     done = shrink(store, 0)
     assert done.blobs == {}
     assert "run it again" in done.problems[-1]
+
+
+@pytest.mark.parametrize("call", ["fsync", "unlink", "replace"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EPERM])
+def test_a_disk_that_refuses_is_told_and_loses_nothing(
+    name: str, store: LocalStore, client: Registry, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    for desc in (FIRST, SECOND):
+        digests.forget(store.root, desc.digest)
+    labels = {desc.digest: store.info(desc.digest).labels for desc in (FIRST, SECOND)}
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, failing)
+        done = shrink(store, 0)
+    assert (done.blobs, done.held[Held.DAMAGED].blobs, len(done.problems)) == ({}, 2, 2)
+    assert shrink(store, 0).blobs.keys() == labels.keys()
+    transfer.pull(name, store, registry=client).close()
+    assert {digest: store.info(digest).labels for digest in labels} == labels
+    assert transfer.verify(store).good
+
+
+def test_a_store_that_may_only_be_read(name: str, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: mode != os.W_OK)
+    with LocalStore(store.root) as read_only, pytest.raises(PermissionDenied):
+        shrink(read_only, 0)
