@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from blobtee.content import LocalStore
+from blobtee.content import LocalStore, Trust
 from blobtee.oci import Compressed, Descriptor, mediatypes
 from blobtee.testing import Answer, Generated, Layer, MemoryRegistry, Request, image, layer
-from blobtee.transfer import verify
+from blobtee.transfer import open_image, verify
 
 BLOBTEE = [sys.executable, "-W", "error", "-m", "blobtee.cli"]
 
@@ -63,6 +63,37 @@ def nbytes_here(root: Path) -> int:
     """Bytes of partial blobs of 8,000,000 bytes or a little more that are here, as their maps on the disk say."""
     maps = (root / "partial").glob("*/*/map")
     return max((path.read_bytes()[1024 : 1024 + 122].count(1) << 16 for path in maps), default=0)
+
+
+def test_a_fill_stands_back_for_other_processes_and_leaves_what_came_when_it_is_interrupted(
+    server: MemoryRegistry, environ: dict[str, str]
+) -> None:
+    source = image([big_layer(40_000_000)])
+    name = source.push(server, "team/app")
+    slowly = [*BLOBTEE, "pull", "--fill", "--bandwidth", "1MB/s", "--progress", "rawjson", name]
+    with subprocess.Popen(slowly, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().decode().startswith(name), "known at once"
+        came = 0
+        while came < 1 << 20:
+            line = process.stderr.readline()
+            came = json.loads(line)["current"] if line.startswith(b"{") else 0
+        # What lies near the end comes by another request, long before the fill would be there.
+        with LocalStore(environ["BLOBTEE_ROOT"]) as store, open_image(name, store) as opened:
+            assert opened.ref is not None
+            provider, desc = opened.ref.get_remote().provider, opened.manifest.layers[0]
+            with provider.reader_at(desc, Trust.RAW) as reader:
+                assert reader.read_at(30_000_000, 100) == source.layers[0].data[30_000_000:30_000_100]
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err.decode().splitlines()[-2] == "blobtee: error: interrupted"
+    server.reset()
+    assert run(environ, "pull", "--fill", name).returncode == 0
+    assert server.counters.sent["blob"] <= 40_100_000 - (1 << 20)
+    assert run(environ, "verify").returncode == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MAX_REMOTES = 256
 """Remotes that `get_remotes(all=True)` gives at most: the combinations of variants multiply with each layer."""
 
-_AT_ONCE = 16
+AT_ONCE = 16
 """Blobs that one `unlazy()` brings at a time; the registry has limits of its own for each host."""
 
 
@@ -50,13 +50,13 @@ class Remote:
     descriptors: tuple[Descriptor, ...]
     provider: LazyMultiProvider
 
-    def unlazy(self) -> None:
-        """Bring every blob that is not in the store, several at a time.
+    def unlazy(self, *, at_once: int = AT_ONCE) -> None:
+        """Bring every blob that is not in the store, `at_once` at a time.
 
         The first error cancels the others and is raised; what was brought so far stays, and a partial blob is resumed
         by the next attempt. Errors are those of `LazyProvider.unlazy`.
         """
-        self.provider.unlazy()
+        self.provider.unlazy(at_once=at_once)
 
 
 class LazyProvider:
@@ -135,9 +135,9 @@ class LazyMultiProvider:
         """What is known of one of the blobs, without fetching it. `NotFound`: not one of them."""
         return self._find(digest).info(digest)
 
-    def unlazy(self) -> None:
+    def unlazy(self, *, at_once: int = AT_ONCE) -> None:
         """See `Remote.unlazy`."""
-        with Group(_AT_ONCE, name="unlazy") as group:
+        with Group(at_once, name="unlazy") as group:
             for provider in self._all:
                 group.spawn(provider.unlazy)
 

@@ -60,8 +60,10 @@ def unlazy(ref: Ref, desc: Descriptor, means: Means) -> None:
                 _settle(ref, desc, info)
         return ref.id
 
+    store = manager.store
     try:
-        by = flights(manager.store).unlazy.do(desc.digest, bring)
+        with tee_of(store).wanting(desc.digest) if isinstance(store, LocalStore) else nullcontext():
+            by = flights(store).unlazy.do(desc.digest, bring)
     except NeedsRemoteProvider:
         raise
     except (ConnectionFailed, NotFound, TooManyRequests) as error:

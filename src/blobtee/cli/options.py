@@ -11,8 +11,21 @@ from blobtee.compression import Compression, Type
 from blobtee.content import Trust
 from blobtee.errors import InvalidArgument
 from blobtee.oci.documents import MAX_EPOCH
+from blobtee.tasks import bandwidth_of
 
 _Callback = Callable[..., Any]
+
+
+class BandwidthType(click.ParamType[float]):
+    name = "bandwidth"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            rate = bandwidth_of(value)
+        except InvalidArgument as error:
+            self.fail(str(error), param, ctx)
+        assert rate is not None
+        return rate
 
 
 def compression_options(text: str, *, required: bool = False) -> Callable[[_Callback], _Callback]:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from blobtee import tasks
 from blobtee.cli.errors import OutputClosed
@@ -31,12 +31,13 @@ class Output:
         self.raw((text + "\n").encode(errors="surrogateescape"))
 
     def raw(self, data: bytes | memoryview) -> None:
-        try:
+        with _writing():
             sys.stdout.buffer.write(data)
-        except BrokenPipeError:
-            raise OutputClosed from None
-        except OSError as error:
-            raise from_os_error(error, "write to standard output") from error
+
+    def flush(self) -> None:
+        """What was written so far is out, for who acts on it while the verb goes on."""
+        with _writing():
+            sys.stdout.buffer.flush()
 
     def stream(self, file: io.RawIOBase) -> None:
         """All that is left in `file`, as it comes."""
@@ -49,6 +50,16 @@ class Output:
         if not self.quiet:
             with contextlib.suppress(OSError):
                 print(text, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise OutputClosed from None
+    except OSError as error:
+        raise from_os_error(error, "write to standard output") from error
 
 
 def printable(text: str) -> str:

@@ -167,6 +167,8 @@ def _write(writer: Writer, filled: Filled, progress: tasks.Progress) -> None:
     with memoryview(slot) as view, view[:n] as data:
         writer.write(data)
     progress.advance(n)
+    if (allowance := tasks.background()) is not None:
+        allowance.pay(n)
 
 
 def _slots(provider: Provider, desc: Descriptor, offset: int, take: Callable[[], bytearray]) -> Iterator[Filled]:

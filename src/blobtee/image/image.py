@@ -8,10 +8,13 @@ from dataclasses import dataclass, field, replace
 
 from blobtee.cache import Ref
 from blobtee.content import LocalStore, PartialProvider, Provider, Store, Trust
+from blobtee.image.filling import Filling
 from blobtee.image.index import Node
+from blobtee.image.prefetch import Prefetched
 from blobtee.image.tree import ContentFile, Tree
 from blobtee.oci import Config, Descriptor, Manifest, Platform
 from blobtee.seeking.kept import Shelf
+from blobtee.tasks import bandwidth_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Image:
     platform: Platform | None = None
 
     _trees: dict[Trust, Tree] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _fillings: list[Filling] = field(default_factory=list, init=False, repr=False, compare=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     @property
@@ -72,12 +76,39 @@ class Image:
         contents that the manifest knows; `ContentFile.trust` says what it came to."""
         return self.tree_of(trust).open(path)
 
-    def prefetch(self, paths: Iterable[str], *, trust: Trust | str = Trust.ATTESTED) -> int:
+    def prefetch(self, paths: Iterable[str], *, trust: Trust | str = Trust.ATTESTED) -> Prefetched:
         """See `Tree.prefetch`."""
         return self.tree_of(trust).prefetch(paths)
 
+    def fill(
+        self,
+        first: Iterable[str] = (),
+        *,
+        rest: bool = True,
+        bandwidth: float | str | None = None,
+        trust: Trust | str = Trust.ATTESTED,
+    ) -> Filling:
+        """Have the layers come in the background, for as long as the image is open: what is at the paths `first` as
+        `prefetch` brings it, and then everything, unless `rest` is False. Returns at once.
+
+        Whoever reads the same store goes first, in any process, and so does who waits for a whole layer. It takes at
+        most `bandwidth` of the line (`tasks.bandwidth_of`), but for what somebody waits for. `InvalidArgument`: no such
+        bandwidth, or trust.
+        """
+        remote = self.ref.get_remote() if self.ref is not None else None
+        rate = bandwidth_of(bandwidth)
+        filling = Filling(self.tree_of(trust), remote, self.descriptor.digest, first, rest, rate)
+        with self._lock:
+            self._fillings.append(filling)
+        return filling
+
     def close(self) -> None:
-        """Release the ref. A second call does nothing."""
+        """End what fills it and release the ref. A second call does nothing."""
+        with self._lock:
+            fillings = list(self._fillings)
+            self._fillings.clear()
+        for filling in fillings:
+            filling.stop()
         if self.ref is not None:
             self.ref.release()
 

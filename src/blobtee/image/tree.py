@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from blobtee.content import PartialProvider, Provider, ReaderAt, Trust
 from blobtee.errors import Closed, CorruptData, InvalidArgument
 from blobtee.image.index import Builder, LayerIndex, Node, parts
-from blobtee.image.prefetch import prefetch
+from blobtee.image.prefetch import Prefetched, prefetch
 from blobtee.image.reading import LayerReader
 from blobtee.image.view import View, replay
 from blobtee.layers import Entry, EntryType
@@ -112,11 +112,11 @@ class Tree:
             reader.close()
             raise
 
-    def prefetch(self, paths: Iterable[str]) -> int:
-        """Have the provider bring what the files at `paths` are made of, and those below directories; how many bytes of
-        blobs that is. What is near each other is asked for at once. A path that is not there is passed over; errors
-        else as for `lookup`."""
-        return prefetch(self, self._readers, paths)
+    def prefetch(self, paths: Iterable[str], moved: Callable[[int], object] = lambda nbytes: None) -> Prefetched:
+        """Have the provider bring what the files at `paths` are made of, and those below directories, in this order but
+        for what is near each other, which is asked for at once. A path that is not there is passed over; errors else as
+        for `lookup`. `moved` is told of bytes that have come, by any thread."""
+        return prefetch(self, self._readers, paths, moved)
 
     def _told(self) -> list[Trust]:
         """How far the lists of the layers opened so far are proven: any of them may have had a say in what is where."""

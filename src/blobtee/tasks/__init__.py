@@ -4,8 +4,10 @@ Context (what cancels the work, who is told of progress, and what higher rooms a
 `contextvars`: every thread started here runs in a copy of its starter's context.
 """
 
+from blobtee.tasks.allowance import background, bandwidth_of, in_background
 from blobtee.tasks.belt import Belt
 from blobtee.tasks.cancellation import Cancellation, check, current, scope, shield, sleep
+from blobtee.tasks.detached import Detached
 from blobtee.tasks.flight import SingleFlight
 from blobtee.tasks.group import Group, Task
 from blobtee.tasks.ordered import Ordered, usable_threads
@@ -14,6 +16,7 @@ from blobtee.tasks.progress import Event, Progress, Reporter, meter, reporting
 __all__ = [
     "Belt",
     "Cancellation",
+    "Detached",
     "Event",
     "Group",
     "Ordered",
@@ -21,8 +24,11 @@ __all__ = [
     "Reporter",
     "SingleFlight",
     "Task",
+    "background",
+    "bandwidth_of",
     "check",
     "current",
+    "in_background",
     "meter",
     "reporting",
     "scope",

@@ -7,7 +7,7 @@ for the whole blob.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,9 +15,12 @@ from blobtee import tasks
 from blobtee.content.kernellocks import ALONE, FREE, SHARED, ask, first_held
 
 _FAR = 1 << 48
-LIFE, USE, CHECKPOINT, FILL = range(_FAR, _FAR + 4)
+LIFE, USE, CHECKPOINT, FILL, HURRY = range(_FAR, _FAR + 5)
 """Places of their own: making and removing the blob's files; having them open (shared); writing the map's header;
-hashing and promoting."""
+hashing and promoting; waiting for that (shared)."""
+
+_WANTED = 2 * _FAR
+"""From here on a place a chunk again: who waits for one that another process has claimed holds it (shared)."""
 
 _PAUSE, _LONGEST_PAUSE = 0.001, 0.05
 
@@ -46,10 +49,25 @@ class Claims:
         return first_held(self._fd, first, last, "look at the locks of a partial blob")
 
     @contextmanager
-    def holding(self, place: int) -> Iterator[None]:
-        """Hold a place of the whole blob, waiting for other processes; the wait can be cancelled."""
+    def wanting(self, first: int, last: int) -> Iterator[None]:
+        """Tell the other processes, for the block, that the chunks [first, last) are waited for."""
+        self.take(_WANTED + first, _WANTED + last, shared=True)
+        try:
+            yield
+        finally:
+            self.give(_WANTED + first, _WANTED + last)
+
+    def wanted(self, first: int, last: int) -> int:
+        """A chunk in [first, last) that another process waits for; `last` if there is none."""
+        return self.free(_WANTED + first, _WANTED + last) - _WANTED
+
+    @contextmanager
+    def holding(self, place: int, meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
+        """Hold a place of the whole blob, waiting for other processes; the wait can be cancelled. `meanwhile` is
+        called now and then while it lasts."""
         pause = _PAUSE
         while not self.take(place, place + 1):
+            meanwhile()
             tasks.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
         try:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from blobtee import tasks
@@ -26,6 +27,9 @@ from blobtee.tee.source import Source, Stream
 _logger = logging.getLogger(__name__)
 
 _BUFFER = 1 << 20
+_PATIENCE = 0.2
+"""Seconds that a reader waits for a fill to come to what he wants, rather than asking for it apart."""
+
 _POLL = 0.02
 """Seconds between two looks at what another process is fetching."""
 
@@ -51,20 +55,45 @@ class Fetch:
     """One request: chunks [at, last) are still to come by it."""
 
     def __init__(self, first: int, last: int, source: Source, *, filling: bool = False) -> None:
-        """`filling`: it stands back for those who wait, but for those who wait for it."""
+        """`filling`: it stands back for those who wait, but for those who wait for it; and leaves what they want of its
+        far end to them."""
         self.at = first
         self.last = last
         self.source = source
         self.filling = filling
         self.waiting = 0
+        self.foreground = 0
+        """How many of those who wait are not in the background."""
+        self.in_hand = first
+        """Chunks before this one are in memory already."""
+        self.whole = False
+        """It is one body of everything: there is nothing to leave to others."""
+        allowance = tasks.background()
+        self.limited = allowance is not None and allowance.limited
+        """It keeps to a bandwidth, unless it is hurried."""
+        self.first = first
+        self.begun = time.monotonic()
         self.cancellation = tasks.Cancellation()
         self.error: BaseException | None = None
 
+    def end(self, stream: Stream) -> int:
+        """Where the bytes end that are wanted of `stream`."""
+        return stream.end if self.whole else min(stream.end, self.last * CHUNK)
+
+    def promise(self, seconds: float) -> float:
+        """Bytes that it will bring in so many seconds, by what was seen; of one that is younger nobody knows, and one
+        that is limited should not be hurried for it."""
+        if self.limited:
+            return 0
+        age = time.monotonic() - self.begun
+        return seconds / age * (self.at - self.first) * CHUNK if age > seconds else math.inf
+
 
 class _Waiter:
-    def __init__(self, first: int, last: int) -> None:
+    def __init__(self, first: int, last: int, foreground: bool = True) -> None:
         self.first = first
         self.last = last
+        self.foreground = foreground
         self.woken = threading.Event()
 
 
@@ -94,19 +123,21 @@ class Engine:
         up, which disturbs no other.
         """
         failed: BaseException | None = None
+        foreground = tasks.background() is None
+        waited = False
         while not self._partial.is_here(first, last):
             if failed is not None:
                 raise failed
-            waiter = _Waiter(first, last)
+            waiter = _Waiter(first, last, foreground)
             with self._lock:
-                fetches = self._plan(first, last, ahead, source)
+                fetches = self._plan(first, last, ahead, source, patient=not waited)
                 for fetch in fetches:
                     fetch.waiting += 1
+                    fetch.foreground += foreground
                 self._waiters.add(waiter)
-            # Who waits for a fill wants it to go on.
-            first_in_line = fetches and not any(fetch.filling for fetch in fetches)
-            with self._pace.foreground() if first_in_line else nullcontext():
+            with self._telling(waiter, fetches):
                 self._wait(waiter, fetches)
+            waited = True
             # One that was given up by those before us says nothing of the source.
             mine = [
                 fetch.error
@@ -129,15 +160,25 @@ class Engine:
             with self._lock:
                 self._waiters.discard(waiter)
 
+    def _telling(self, waiter: _Waiter, fetches: list[Fetch]) -> AbstractContextManager[None]:
+        """Have those stand back who are not waited for."""
+        if not waiter.foreground:
+            return nullcontext()
+        if not fetches:
+            return self._partial.claims.wanting(waiter.first, waiter.last)
+        # Who waits for a fill wants it to go on.
+        return nullcontext() if any(fetch.filling for fetch in fetches) else self._pace.foreground()
+
     def _wait(self, waiter: _Waiter, fetches: list[Fetch]) -> None:
         leave = tasks.current().on_cancel(waiter.woken.set)
+        impatient = waiter.foreground and any(fetch.filling for fetch in fetches)
         try:
             while not self._partial.is_here(waiter.first, waiter.last):
                 tasks.check()
                 # Without a fetch of ours to tell, it is another process that brings them.
-                waiter.woken.wait(None if fetches else _POLL)
+                woken = waiter.woken.wait((_PATIENCE if impatient else None) if fetches else _POLL)
                 waiter.woken.clear()
-                if not fetches or any(self._is_over(fetch) for fetch in fetches):
+                if not fetches or not woken or any(self._is_over(fetch) for fetch in fetches):
                     return
         finally:
             leave()
@@ -145,6 +186,7 @@ class Engine:
                 self._waiters.discard(waiter)
                 for fetch in fetches:
                     fetch.waiting -= 1
+                    fetch.foreground -= waiter.foreground
                 abandoned = [fetch for fetch in fetches if not fetch.waiting and tasks.current().cancelled]
             for fetch in abandoned:
                 fetch.cancellation.cancel("nobody waits for it any more")
@@ -153,13 +195,18 @@ class Engine:
         with self._lock:
             return fetch not in self._fetches
 
-    def _plan(self, first: int, last: int, ahead: int, source: Source) -> list[Fetch]:
-        """The fetches that [first, last) has to wait for, started where there were none. With the lock held."""
+    def _plan(self, first: int, last: int, ahead: int, source: Source, *, patient: bool) -> list[Fetch]:
+        """The fetches that [first, last) has to wait for, started where there were none. With the lock held.
+
+        `patient`: a fill that will be there in a moment is waited for.
+        """
         self._check_open()
         waits: list[Fetch] = []
         at = first
         while (at := self._map.next_absent(at, last)) < last:
             under_way = next((fetch for fetch in self._fetches if fetch.at <= at < fetch.last), None)
+            if under_way is not None and tasks.background() is None and self._cut(under_way, at, patient):
+                under_way = None
             if under_way is None:
                 end = self._run_end(at, last, ahead)
                 under_way = self._start(at, end, source) if end > at else None
@@ -190,7 +237,7 @@ class Engine:
 
     def _start(self, first: int, last: int, source: Source) -> Fetch | None:
         """A fetch of [first, last), or of as much from `first` on as no other process is at, in a thread of its own."""
-        fetch = self.claim(first, last, source)
+        fetch = self.claim(first, last, source, filling=tasks.background() is not None)
         if fetch is None:
             return None
         context = contextvars.copy_context()
@@ -227,9 +274,9 @@ class Engine:
         self._fetches.append(fetch)
         return fetch
 
-    def claim_next(self, chunks: int, source: Source, *, filling: bool = False) -> Fetch | None:
+    def claim_next(self, chunks: int, source: Source, *, filling: bool = False, whole: bool = False) -> Fetch | None:
         """A fetch of at most `chunks` chunks from the first on that is missing and that nobody is at; None without
-        one."""
+        one. `whole`: see `Fetch`."""
         with self._lock:
             self._check_open()
             at = 0
@@ -237,9 +284,30 @@ class Engine:
                 last = self._map.next_present(at, min(at + chunks, self._partial.chunks))
                 fetch = self.claim(at, last, source, filling=filling)
                 if fetch is not None:
+                    fetch.whole = whole
                     return fetch
                 at = min((other.last for other in self._fetches if other.at <= at < other.last), default=at + 1)
         return None
+
+    def _cut(self, fetch: Fetch, at: int, patient: bool) -> bool:
+        """Take the chunks from `at` on off a filling fetch, when it is not about to come to them; False otherwise. With
+        the lock held."""
+        distance = (at - fetch.in_hand) * CHUNK
+        if not fetch.filling or fetch.whole or distance <= self._pace.gap:
+            return False
+        if patient and distance <= fetch.promise(_PATIENCE):
+            return False
+        self._partial.claims.give(at, fetch.last)
+        fetch.last = at
+        return True
+
+    def is_hurried(self, fetch: Fetch) -> bool:
+        """Whether somebody who is not in the background waits for what comes next. What other processes want of the far
+        end of a filling fetch, is left to them."""
+        with self._lock:
+            wanted = self._partial.claims.wanted(fetch.at, fetch.last)
+            left = wanted < fetch.last and self._cut(fetch, wanted, patient=True)
+            return fetch.foreground > 0 or (wanted < fetch.last and not left)
 
     def _release(self, fetch: Fetch) -> None:
         self._fetches.remove(fetch)
@@ -247,8 +315,11 @@ class Engine:
             self._partial.claims.give(fetch.at, fetch.last)
 
     def _run(self, fetch: Fetch) -> None:
+        def throttle(nbytes: int) -> None:
+            self._pace.throttle(nbytes, lambda: self.is_hurried(fetch))
+
         try:
-            self.run(fetch)
+            self.run(fetch, throttle=throttle if fetch.filling else None)
         except BaseException as error:
             fetch.error = error
         finally:
@@ -275,7 +346,7 @@ class Engine:
                 finally:
                     leave()
                     stream.close()
-                self._pace.moved(end - start, time.monotonic() - begun)
+                self._pace.moved(stream.position - start, time.monotonic() - begun)
             except BlobteeError as error:
                 for each in own:
                     each.error = error
@@ -290,8 +361,10 @@ class Engine:
 
     def _claim_all(self, leading: Fetch) -> list[Fetch]:
         """Everything that is missing and that nobody is at."""
+        with self._lock:
+            leading.whole = True
         claimed: list[Fetch] = []
-        while fetch := self.claim_next(self._partial.chunks, leading.source, filling=leading.filling):
+        while fetch := self.claim_next(self._partial.chunks, leading.source, filling=leading.filling, whole=True):
             claimed.append(fetch)
         return claimed
 
@@ -300,18 +373,22 @@ class Engine:
     ) -> None:
         size = self._partial.size
         buffer = bytearray(min(_BUFFER, -(-(stream.end - stream.position) // CHUNK) * CHUNK))
+        background = tasks.background()
+        most = len(buffer) if background is None else background.piece
         base = stream.position
         filled = 0
         writeback = Writeback(base)
-        while base + filled < stream.end:
+        while base + filled < (end := own[0].end(stream)):
             with memoryview(buffer) as view:
-                with view[filled:] as rest:
+                with view[filled : min(filled + most, end - base)] as rest:
                     n = stream.readinto(rest)
                 if not n:
                     raise LazyUnavailable(f"blob {self._partial.digest} ended at byte {base + filled} of {stream.end}")
-                filled += n
                 tasks.check()
-                ready = filled if base + filled == size else filled - filled % CHUNK
+                with self._lock:
+                    filled = min(filled + n, own[0].end(stream) - base)
+                    ready = filled if base + filled == size else filled - filled % CHUNK
+                    own[0].in_hand = chunks_of(base + ready)
                 # What was here already stays, and is what has to be hashed: it may be somebody else's bytes.
                 handed = sink if sink is not None and ready and self._is_missing(own, base, ready) else None
                 if ready:
@@ -320,8 +397,6 @@ class Engine:
                     with view[:ready] as whole:
                         self._keep(own, base, whole)
                     writeback.written(self._partial.fd, base + ready)
-            if throttle is not None:
-                throttle(n)
             if ready:
                 left = bytes(memoryview(buffer)[ready:filled])
                 if handed is not None:
@@ -330,6 +405,8 @@ class Engine:
                 buffer[: len(left)] = left
                 base += ready
                 filled = len(left)
+            if throttle is not None:
+                throttle(n)
 
     def _is_missing(self, own: list[Fetch], offset: int, nbytes: int) -> bool:
         """Whether every chunk there is for one of `own` to bring: nobody else writes any then."""

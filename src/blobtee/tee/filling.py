@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from blobtee import tasks
 from blobtee.content import LocalStore
 from blobtee.errors import AlreadyExists, DigestMismatch
 from blobtee.tee import digests
-from blobtee.tee.claims import FILL
-from blobtee.tee.engine import Engine, Fetch
+from blobtee.tee.claims import FILL, HURRY
+from blobtee.tee.engine import Fetch
 from blobtee.tee.hashing import Hasher
 from blobtee.tee.map import CHUNK
-from blobtee.tee.pace import Pace
-from blobtee.tee.partial import Partial
+from blobtee.tee.shared import Shared
 from blobtee.tee.source import Source
 
 _logger = logging.getLogger(__name__)
@@ -38,20 +37,21 @@ class Fill:
     def __init__(
         self,
         store: LocalStore,
-        partial: Partial,
-        engine: Engine,
+        shared: Shared,
         source: Source,
-        pace: Pace,
         labels: Mapping[str, str] | None,
         progress: tasks.Progress,
+        wanted: Callable[[], bool],
     ) -> None:
+        """`wanted`: somebody in this process waits for it, and is not in the background himself."""
         self._store = store
-        self._partial = partial
-        self._engine = engine
+        self._partial = shared.partial
+        self._engine = shared.engine
         self._source = source
-        self._pace = pace
+        self._pace = shared.pace
         self._labels = labels
         self._progress = progress
+        self._wanted = wanted
         self._cancellation = tasks.current()
         self.resumed = False
         """Some of it was here before, from whatever source."""
@@ -63,7 +63,7 @@ class Fill:
         of the disk: what came stays.
         """
         partial = self._partial
-        with partial.claims.holding(FILL):
+        with self._telling(), partial.claims.holding(FILL, self._tell):
             if not partial.is_current():
                 return  # promoted or dropped by who had the claim before
             self.resumed = partial.map.count() > 0
@@ -88,15 +88,32 @@ class Fill:
                 self._drop(DigestMismatch(f"blob {partial.digest}", partial.digest, found))
             self._promote(chunk_digests, hasher.losses)
 
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        self._tell()
+        try:
+            yield
+        finally:
+            self._partial.claims.give(HURRY, HURRY + 1)
+
+    def _tell(self) -> None:
+        """Whoever is at it, in whatever process: somebody waits."""
+        if self._wanted():
+            self._partial.claims.take(HURRY, HURRY + 1, shared=True)
+
+    def _is_wanted(self) -> bool:
+        return self._wanted() or self._partial.claims.free(HURRY, HURRY + 1) == HURRY
+
     def _bring(self, group: tasks.Group, hasher: Hasher) -> None:
         """Everything that is missing, over one connection, or over several when that takes long."""
         self._progress.set(self._partial.map.count() * CHUNK)
+        background = tasks.background() is not None
         begun = time.monotonic()
-        sample = PART if self._partial.size > 2 * PART else self._partial.size
+        sample = PART if self._partial.size > 2 * PART and not background else self._partial.size
         if self._take_part(hasher, sample):
             rate = sample / max(time.monotonic() - begun, 1e-6)
             left = (self._partial.chunks - self._partial.map.count()) * CHUNK
-            if left > rate * _WORTHWHILE:
+            if left > rate * _WORTHWHILE and not background:
                 others = [group.spawn(self._take_parts, hasher) for _ in range(CONNECTIONS - 1)]
                 self._take_parts(hasher)
                 for other in others:
@@ -121,7 +138,7 @@ class Fill:
     def _run(self, fetch: Fetch, hasher: Hasher) -> None:
         def moved(nbytes: int) -> None:
             self._progress.advance(nbytes)
-            self._pace.throttle(nbytes)
+            self._pace.throttle(nbytes, lambda: self._engine.is_hurried(fetch) or self._is_wanted())
 
         leave = self._cancellation.on_cancel(lambda: fetch.cancellation.cancel(self._cancellation.reason))
         try:

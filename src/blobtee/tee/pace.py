@@ -1,13 +1,13 @@
-"""How fast a blob's sources are, and who goes first."""
+"""How fast a blob's sources are, and standing back for others."""
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from blobtee import tasks
+from blobtee.tee.turns import BACKGROUND, FILLING, READING, Turns
 
 GAP_MIN, GAP_MAX = 64 << 10, 1 << 20
 """Bounds, in bytes, of what is rather fetched again than gone round by another request."""
@@ -18,17 +18,13 @@ _LONGEST_YIELD = 2.0
 
 
 class Pace:
-    """What is known of speed, by what was seen; a limit of bandwidth; and the precedence of readers over filling.
-    Thread-safe."""
+    """What is known of speed, by what was seen; and who goes first (`turns`). Thread-safe."""
 
-    def __init__(self, limit: float | None = None) -> None:
-        """`limit`: bytes a second for everything that goes through `throttle`, None for as fast as it goes."""
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
         self._lock = threading.Lock()
-        self._limit = limit
         self._answer = 0.0
         self._rate = 0.0
-        self._waiting = 0
-        self._owed = time.monotonic()
 
     @property
     def gap(self) -> int:
@@ -51,28 +47,21 @@ class Pace:
         with self._lock:
             self._rate += _WEIGHT * (rate - self._rate) if self._rate else rate
 
-    @contextmanager
-    def foreground(self) -> Iterator[None]:
+    def foreground(self) -> AbstractContextManager[None]:
         """Somebody waits for bytes, in this block: filling stands back."""
-        with self._lock:
-            self._waiting += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._waiting -= 1
+        return self._turns.waiting(READING)
 
-    def throttle(self, nbytes: int) -> None:
-        """Called by who fills, after each piece: let those go first who wait, and keep to the limit. Not for ever: a
-        connection that stands still is closed by the other side."""
+    def throttle(self, nbytes: int, hurried: Callable[[], bool]) -> None:
+        """Called by who fills, after each piece: let those go first who wait. Not for ever: a connection that stands
+        still is closed by the other side. Work in the background lets more go first, and keeps to its bandwidth, unless
+        it is `hurried`: somebody waits for it."""
+        background = tasks.background()
         waited = 0.0
-        while self._waiting and waited < _LONGEST_YIELD:
+        while waited < _LONGEST_YIELD:
+            place = FILLING if hurried() or background is None else BACKGROUND
+            if not self._turns.are_others(place):
+                break
             tasks.sleep(_YIELD)
             waited += _YIELD
-        if self._limit is None:
-            return
-        with self._lock:
-            self._owed = max(self._owed, time.monotonic() - 1) + nbytes / self._limit
-            pause = self._owed - time.monotonic()
-        if pause > 0:
-            tasks.sleep(pause)
+        if background is not None:
+            background.pay(nbytes, hurried)

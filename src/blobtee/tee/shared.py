@@ -2,66 +2,34 @@
 
 from __future__ import annotations
 
-import contextvars
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from blobtee import tasks
-from blobtee.errors import ResourceExhausted
 from blobtee.oci import Digest
 from blobtee.tee.engine import Engine
 from blobtee.tee.pace import Pace
 from blobtee.tee.partial import Partial
 from blobtee.tee.source import Source
+from blobtee.tee.turns import Turns
 
 
-class Background:
+class Background(tasks.Detached):
     """A fill that nobody waits for, or not for all of it: it ends with the last reader of the blob."""
 
     def __init__(self, source: Source, fill: Callable[[], object]) -> None:
+        super().__init__(fill, "blobtee-fill")
         self.source = source
-        self.error: BaseException | None = None
-        self._fill = fill
-        self._done = threading.Event()
-        self._cancellation = tasks.Cancellation()
-        self._thread = threading.Thread(
-            target=contextvars.copy_context().run, args=(self._run,), name="blobtee-fill", daemon=True
-        )
-        try:
-            self._thread.start()
-        except RuntimeError as error:
-            raise ResourceExhausted(f"no thread to be had: {error}") from error
-
-    @property
-    def done(self) -> bool:
-        return self._done.is_set()
-
-    def stop(self) -> None:
-        self._cancellation.cancel("nobody reads the blob any more")
-
-    def wait(self) -> None:
-        """Until it has ended, however that was."""
-        while not self._done.wait(0.05):
-            tasks.check()
-
-    def _run(self) -> None:
-        try:
-            with tasks.scope(self._cancellation):
-                self._fill()
-        except BaseException as error:
-            self.error = error
-        finally:
-            self._done.set()
 
 
 class Shared:
     """The blob's files and what fetches for them. `users` and `readers` are counted by `Tee`."""
 
-    def __init__(self, root: Path, digest: Digest, size: int, pace: Pace) -> None:
+    def __init__(self, root: Path, digest: Digest, size: int, turns: Turns) -> None:
         self.partial = Partial(root, digest, size)
-        self.engine = Engine(self.partial, pace)
-        self.pace = pace
+        self.pace = Pace(turns)
+        self.engine = Engine(self.partial, self.pace)
         self.users = 0
         self.readers = 0
         self._lock = threading.Lock()
@@ -81,7 +49,7 @@ class Shared:
         with self._lock:
             running = self._background
         if running is not None:
-            running.stop()
+            running.stop("nobody reads the blob any more")
 
     def close(self) -> None:
         """End what is under way and let go of the files. A second call waits for the first."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from blobtee import tasks
 from blobtee.content import LocalStore
@@ -15,10 +17,10 @@ from blobtee.oci import Descriptor, Digest
 from blobtee.tee.blob import Blob, unavailable
 from blobtee.tee.digests import ChunkDigests
 from blobtee.tee.filling import Fill, with_another_host
-from blobtee.tee.pace import Pace
 from blobtee.tee.reader import EmptyReader, TeeReader
 from blobtee.tee.shared import Shared
 from blobtee.tee.source import Source
+from blobtee.tee.turns import FILLING, Turns
 
 _logger = logging.getLogger(__name__)
 
@@ -29,8 +31,7 @@ PATIENCE = 60.0
 class Tee:
     """Of one store, in one process; other processes may have theirs of the same root. Thread-safe."""
 
-    def __init__(self, store: LocalStore, *, bandwidth: float | None = None) -> None:
-        """`bandwidth`: bytes a second that filling may take, None for what there is. Readers are not held back."""
+    def __init__(self, store: LocalStore) -> None:
         self._store = store
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -38,7 +39,8 @@ class Tee:
         # Those too that were promoted or thrown away, for as long as somebody has them.
         self._open: set[Shared] = set()
         self._flights: tasks.SingleFlight[Digest, None] = tasks.SingleFlight()
-        self._bandwidth = bandwidth
+        self._turns = Turns(store.root)
+        self._wanted: Counter[Digest] = Counter()
         self._closed = False
 
     def reader_at(
@@ -73,7 +75,8 @@ class Tee:
 
     def fill(self, desc: Descriptor, source: Callable[[], Source], labels: Mapping[str, str] | None = None) -> Info:
         """Have the whole blob in the store; what is here of it already is not asked for again. Whoever wants the same
-        one meanwhile, shares it. Progress goes to `tasks.meter`.
+        one meanwhile, shares it. Progress goes to `tasks.meter`. In the background (`tasks.in_background`) it stands
+        back for everybody, until somebody else waits for it too.
 
         `SizeMismatch`, `DigestMismatch`: the source, or `desc`, lied; nothing is kept then. `LazyUnavailable` and what
         else the source raises, `StorageFull`, `StorageError`, `Cancelled`: what came is kept.
@@ -87,6 +90,23 @@ class Tee:
             self._have(desc, source, labels)
             with unavailable(desc.digest):
                 return self._store.info(desc.digest)
+
+    @contextmanager
+    def wanting(self, digest: str) -> Iterator[None]:
+        """Somebody waits for the whole blob, in this block, unless he is in the background himself: what fills it goes
+        first then, whoever began that."""
+        if tasks.background() is not None:
+            yield
+            return
+        with self._lock:
+            self._wanted[Digest(digest)] += 1
+        try:
+            with self._turns.waiting(FILLING):
+                yield
+        finally:
+            with self._lock:
+                self._wanted[Digest(digest)] -= 1
+                self._wanted += Counter()  # keeps those above zero
 
     def close(self) -> None:
         """End what is under way, and settle what came. Readers that are open fail from now on where something has to be
@@ -102,6 +122,7 @@ class Tee:
         for shared in left:
             self._finish(shared)
         self._wait(lambda: not self._open)
+        self._turns.close()
 
     def _wait(self, until: Callable[[], bool]) -> None:
         with self._changed:
@@ -136,7 +157,7 @@ class Tee:
 
     def _have(self, desc: Descriptor, source: Callable[[], Source], labels: Mapping[str, str] | None) -> None:
         if not self._has(desc):
-            with unavailable(desc.digest):
+            with unavailable(desc.digest), self.wanting(desc.digest):
                 self._flights.do(desc.digest, lambda: self._fill(desc, source(), labels))
 
     def _fill(self, desc: Descriptor, source: Source, labels: Mapping[str, str] | None) -> None:
@@ -147,7 +168,8 @@ class Tee:
                 again = True
                 while not self._has(desc):
                     shared = self._acquire(desc)
-                    fill = Fill(self._store, shared.partial, shared.engine, source, shared.pace, labels, progress)
+                    wanted = lambda: self._wanted[Digest(desc.digest)] > 0  # noqa: E731
+                    fill = Fill(self._store, shared, source, labels, progress, wanted)
                     try:
                         fill.run()
                     except DigestMismatch:
@@ -178,7 +200,7 @@ class Tee:
             shared = self._shared.get(digest)
             if shared is None or not shared.partial.is_current():
                 # Who has one open that was promoted or thrown away keeps that.
-                shared = self._shared[digest] = Shared(self._store.root, digest, desc.size, Pace(self._bandwidth))
+                shared = self._shared[digest] = Shared(self._store.root, digest, desc.size, self._turns)
                 self._open.add(shared)
             if shared.partial.size != desc.size:
                 raise SizeMismatch(f"blob {digest}, which is being read", desc.size, shared.partial.size)

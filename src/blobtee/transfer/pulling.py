@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 
+from blobtee import tasks
 from blobtee.cache import CacheManager, Handler, MetadataStore
 from blobtee.cache import labels as cache_labels
 from blobtee.compression import Compression
@@ -27,6 +28,7 @@ def pull(
     lazy: bool = False,
     platform: Platform | str | None = None,
     compression: Compression | None = None,
+    bandwidth: float | str | None = None,
     registry: Registry | None = None,
     name: str | None = None,
 ) -> Image:
@@ -34,19 +36,22 @@ def pull(
 
     With `lazy` only its documents are fetched (manifest, index, config); layers come when they are read, through
     `registry` (one for the process by default), which must stay open as long as the image. Otherwise all layers are
-    brought, several at a time. Of an index it is the image for `platform`, this machine's by default. The store knows
-    it by `name`, else by its full reference, or by what the layout or archive calls it.
+    brought, several at a time; with a `bandwidth` (`tasks.bandwidth_of`) at that, and behind others who use the store.
+    `Image.fill` brings those of a lazy one while they are read. Of an index it is the image for `platform`, this
+    machine's by default. The store knows it by `name`, else by its full reference, or by what the layout or archive
+    calls it.
 
     With a `compression`, layers that are packed otherwise are brought and converted, also in a lazy pull; what the
     store knows of it is used again (`Ref.get_remote` with a forced compression). The image then has documents of its
     own, as `convert` makes them, and the name stands for its manifest alone.
 
     `NotFound`: no such image, or none for the platform. `UnsupportedMediaType`: not an image. `InvalidDocument`: a
-    document that breaks the rules. `InvalidArgument`: lazy, but not from a registry; a `compression`, and
-    a name with a digest. After any failure the store is
-    sound: what came is kept and not fetched again by the next attempt, and the name is as it was.
+    document that breaks the rules. `InvalidArgument`: lazy, but not from a registry; a `compression`, and a name with a
+    digest; no such bandwidth. After any failure the store is sound: what came is kept and not fetched again by the next
+    attempt, and the name is as it was.
     """
     address = parse(ref)
+    rate = tasks.bandwidth_of(bandwidth)
     wanted = Platform.parse(platform) if isinstance(platform, str) else platform
     if lazy and not isinstance(address, Reference):
         raise InvalidArgument(f"{ref}: only images in a registry can be pulled lazily")
@@ -82,11 +87,12 @@ def pull(
             image = images.assemble(store, known_as, descriptor, manifest, config, handlers, image_ref)
             try:
                 root = documents[0].descriptor
-                if compression is not None:
-                    image = repacked(image, store, compression, handlers, labels, image_ref)
-                    root = root if image.descriptor == descriptor else image.manifest.descriptor
-                if not lazy and image.ref is not None:
-                    image.ref.get_remote().unlazy()
+                with tasks.in_background(rate) if rate is not None else contextlib.nullcontext():
+                    if compression is not None:
+                        image = repacked(image, store, compression, handlers, labels, image_ref)
+                        root = root if image.descriptor == descriptor else image.manifest.descriptor
+                    if not lazy and image.ref is not None:
+                        image.ref.get_remote().unlazy()
                 _say_sources(store, manifest, labels)
                 if images.has_names(store):
                     store.layout.set(known_as, root)

@@ -11,7 +11,7 @@ import pytest
 
 from blobtee.content import ReaderAt, Trust
 from blobtee.errors import CorruptData, DigestMismatch, InvalidArgument, NotFound
-from blobtee.image import Tree
+from blobtee.image import Prefetched, Tree
 from blobtee.oci import Descriptor, Digest
 from blobtee.oci.annotations import CHUNKED_DIGEST, INDEX_DIGEST, STARGZ_CHUNKED_DIGEST, TOC_DIGEST
 from tests.unit.seeking import blobs
@@ -135,12 +135,14 @@ def test_prefetch_brings_near_files_at_once(layers: tuple[Blob, Blob]) -> None:
     seen, remote = tree(*layers, trust=Trust.ATTESTED)
     list(seen.walk())
     before = remote.requests, remote.nbytes
-    nbytes = seen.prefetch(["etc", "/hard", "nothing/there", "bin/tool"])
-    assert 900_000 < nbytes == remote.nbytes - before[1]
+    moved: list[int] = []
+    prefetched = seen.prefetch(["etc", "/hard", "nothing/there", "bin/tool"], moved.append)
+    assert 900_000 < prefetched.nbytes == sum(moved) == remote.nbytes - before[1]
+    assert prefetched.missing == ("nothing/there",)
     assert remote.requests - before[0] <= 3
     assert all(reader.closed for reader in remote.readers)
-    assert seen.prefetch(["null", "link"]) > 0, "a link's target"
-    assert seen.prefetch([]) == 0
+    assert seen.prefetch(["null", "link"]).nbytes > 0, "a link's target"
+    assert seen.prefetch([]) == Prefetched(0, ())
     assert not remote.filled
 
 

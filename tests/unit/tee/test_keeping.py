@@ -121,7 +121,7 @@ def test_a_lost_file_costs_what_it_held(store: LocalStore, name: str) -> None:
 @pytest.mark.parametrize("damage", range(40))
 def test_a_damaged_map_is_thrown_away_and_never_believed(store: LocalStore, damage: int) -> None:
     origin = Origin(DATA)
-    read(store, origin, *range(0, 30, 3))
+    read(store, origin, *range(0, 30, 4))
     path = folder(store) / "map"
     raw = bytearray(path.read_bytes())
     draw = random.Random(damage)
@@ -133,7 +133,7 @@ def test_a_damaged_map_is_thrown_away_and_never_believed(store: LocalStore, dama
         for _ in range(1 if damage % 4 == 2 else 20):
             raw[draw.randrange(1024)] ^= 1 << draw.randrange(8)
     path.write_bytes(bytes(raw))
-    read(store, origin, *range(0, 30, 3))
+    read(store, origin, *range(0, 30, 4))
     read(store, origin, 29, trust=Trust.BLOB)
     assert store.info(DESC.digest).size == len(DATA)
 
