@@ -14,7 +14,9 @@ import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 from blobtee.cache.inuse import in_use
@@ -144,9 +146,13 @@ class _Survey:
             if digest not in self.needed and digest not in known and digest not in partials:
                 yield digest
 
-    def has_changed(self, candidates: Mapping[Digest, int]) -> bool:
-        """Whether a lease or a name has come that may need one of `candidates`."""
-        if not candidates.keys().isdisjoint(self._manager.leases.leased()):
+    def has_changed(
+        self, candidates: Mapping[Digest, int] = MappingProxyType({}), batch: Sequence[Digest] = ()
+    ) -> bool:
+        """Whether a lease or a name has come that may need one of `batch`: of the `candidates` that are left, which may
+        link to it, or of the batch itself."""
+        leases = self._manager.leases
+        if leases.held(batch) or not candidates.keys().isdisjoint(leases.followed()):
             return True
         return self._layout is not None and self._layout.fingerprint() != self.fingerprint
 
@@ -256,12 +262,12 @@ class _Sweep:
             self._remove_records(records)
         blobs = dict(self._survey.blobs)
         for digests in _batches(list(blobs)):
-            with self._turn(lambda: self._survey.has_changed(blobs)):
+            with self._turn(partial(self._survey.has_changed, blobs, digests)):
                 gone = [digest for digest in digests if self._manager.store.discard(digest)]
+            for digest in gone:
+                self._done.blobs[digest] = blobs[digest]
             for digest in digests:
-                size = blobs.pop(digest)
-                if digest in gone:
-                    self._done.blobs[digest] = size
+                del blobs[digest]
         for ref, nbytes in self._survey.ingests.items():
             check()
             with suppress(RefLocked):
@@ -293,7 +299,7 @@ class _Sweep:
         claimed: list[str] = []
         gone: list[str] = []
         try:
-            with self._turn(lambda: self._survey.has_changed({})):
+            with self._turn(self._survey.has_changed):
                 for record_id in ids:
                     if not opened.claim(record_id):
                         continue

@@ -144,6 +144,19 @@ class Blobs:
             claim()
             raise AlreadyExists(f"blob {digest} is in the store already")
 
+    def sizes(self, digests: Sequence[Digest]) -> dict[Digest, int]:
+        """See `LocalStore.sizes`."""
+        marks = ",".join("?" * len(digests))
+        query = f"SELECT digest, size FROM blobs WHERE NOT quarantined AND digest IN ({marks})"
+        with self._database.reading() as connection:
+            known: dict[str, int] = dict(connection.execute(query, digests).fetchall())
+        found = ((digest, self._stat(digest)) for digest in digests)
+        return {
+            digest: status.st_size
+            for digest, status in found
+            if status is not None and known.get(digest, status.st_size) == status.st_size
+        }
+
     def place(self, data: Path, digest: Digest, size: int, labels: Mapping[str, str], claim: Claim = no_claim) -> Info:
         """Make the synced file `data` the blob `digest`, durably; any error leaves it where it is.
 

@@ -17,7 +17,7 @@ import dataclasses
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -128,6 +128,11 @@ class LocalStore:
     def path(self, digest: Digest) -> str:
         """Where the blob's file is, or would be."""
         return self._blobs.file(digest)
+
+    def sizes(self, digests: Sequence[Digest]) -> dict[Digest, int]:
+        """Sizes in bytes of those of `digests`, some hundreds at most, that are here and not known to be damaged."""
+        self._check_open()
+        return self._blobs.sizes(digests)
 
     def update(self, digest: str, labels: Mapping[str, str | None], *, replace: bool = False) -> Info:
         self._check_open()

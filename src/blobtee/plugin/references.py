@@ -14,7 +14,7 @@ import logging
 import re
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from blobtee.cache.leases import Leases
@@ -84,9 +84,9 @@ class References:
             raise NotFound(f"tenant {tenant} has no blob {digest}")
         return _reference(row)
 
-    def each(self, tenant: str) -> Iterator[Reference]:
-        """The references of the tenant, in the order of digests. One that cannot be read is logged and left out: it
-        must not hide the others."""
+    def pages(self, tenant: str) -> Iterator[list[Reference]]:
+        """The references of the tenant, in the order of digests, some hundreds at once. One that cannot be read is
+        logged and left out: it must not hide the others."""
         after = ""
         query = f"SELECT {_COLUMNS} FROM tenant_blobs WHERE tenant = ? AND digest > ? ORDER BY digest LIMIT {_PAGE}"
         while True:
@@ -94,14 +94,14 @@ class References:
                 rows = connection.execute(query, (tenant, after)).fetchall()
             if not rows:
                 return
+            page = []
             for row in rows:
-                after = row[0]
                 try:
-                    reference = _reference(row)
+                    page.append(_reference(row))
                 except DataLoss as error:
                     _logger.warning("tenant %s: %s", tenant, error)
-                else:
-                    yield reference
+            after = rows[-1][0]
+            yield page
 
     def hold(self, tenant: str, digest: str, labels: Mapping[str, str] | None = None, *, orphans: bool = True) -> bool:
         """Hold the blob for the tenant; whether it did not yet. A reference that is there keeps its labels.
@@ -163,6 +163,13 @@ class References:
         may have removed that, and another program written it anew."""
         with self._database.reading() as connection:
             return dict(connection.execute("SELECT digest, since FROM tenant_orphans").fetchall())
+
+    def orphans_of(self, digests: Sequence[str]) -> dict[str, int]:
+        """As `orphans`, of those of `digests` alone, some hundreds at most."""
+        with self._database.reading() as connection:
+            marks = ",".join("?" * len(digests))
+            query = f"SELECT digest, since FROM tenant_orphans WHERE digest IN ({marks})"
+            return dict(connection.execute(query, digests).fetchall())
 
     def settle(self, digests: Iterable[str]) -> None:
         """They are orphans no more: gone, or of use to somebody after all."""

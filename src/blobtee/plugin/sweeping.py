@@ -94,12 +94,13 @@ class Sweeper:
     def _remove(self, batch: list[str], needed: Collection[str]) -> tuple[list[str], list[str]]:
         """Inside a transaction: whoever holds one of them has done so before, or sees it gone. The blobs that went, and
         those that nobody needs of which no bytes were here."""
-        orphans = self._references.orphans()
+        orphans = self._references.orphans_of(batch)
+        held = self._leases.held(batch)
         removed, lazy, settled = [], [], []
         for digest in batch:
             if digest not in orphans:
                 continue
-            if digest in needed or self._leases.holders(digest):
+            if digest in needed or digest in held:
                 settled.append(digest)
                 continue
             if not self._was_there(digest, orphans[digest]):

@@ -242,12 +242,14 @@ class Tenant:
         return True
 
     def _walk(self, matches: filters.Filter) -> Iterator[Info]:
-        for reference in self._references.each(self.name):
-            if not matches(filters.blob_fields(reference.digest, reference.labels)):
-                continue
-            # A reference alone is that of a commit which a crash cut off, or a blob that was damaged.
-            with suppress(NotFound, DataLoss):
-                yield self._info(reference)
+        for page in self._references.pages(self.name):
+            found = [each for each in page if matches(filters.blob_fields(each.digest, each.labels))]
+            sizes = self._store.sizes([each.digest for each in found])
+            for each in found:
+                # A reference alone is that of a commit which a crash cut off, or a blob that was damaged.
+                with suppress(NotFound, DataLoss):
+                    size = sizes[each.digest] if each.digest in sizes else self._size(each.digest)
+                    yield Info(each.digest, size, each.created_at, each.updated_at, each.labels)
 
 
 class TenantWriter(Writer):

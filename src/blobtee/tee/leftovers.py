@@ -54,9 +54,10 @@ def remove(root: Path, digest: Digest) -> bool:
     """Take a partial blob away; False when somebody has it open, or it is not there."""
     directory = root / "partial" / digest.algorithm / digest.hex
     with os_errors(f"remove the partial blob {digest}"):
-        if not directory.is_dir():
-            return False
-        claims = Claims(directory / "lock")
+        try:
+            claims = Claims(directory / "lock")
+        except (FileNotFoundError, NotADirectoryError):
+            return False  # also when it became a blob a moment ago
         try:
             if not (claims.take(LIFE, LIFE + 1) and claims.take(USE, USE + 1) and is_locked_by(directory, claims)):
                 return False

@@ -95,6 +95,17 @@ def test_without_a_lease_to_adopt_it_the_other_stays(leases: Leases) -> None:
     assert leases.resources("flight") == [(CONTENT, "sha256:a")]
 
 
+def test_what_is_held_of_some_digests_and_what_is_followed(leases: Leases) -> None:
+    leases.create("flat", flat=True)
+    leases.create("deep")
+    leases.add("flat", ["sha256:a", "sha256:b"])
+    leases.add("deep", ["sha256:b", "sha256:c"])
+    leases.add("deep", ["sha256:d"], kind="ref")
+    assert leases.held(["sha256:a", "sha256:b", "sha256:d", "sha256:e"]) == {"sha256:a", "sha256:b"}
+    assert leases.held([]) == set()
+    assert leases.followed() == {"sha256:b", "sha256:c"}
+
+
 def test_holdings_tell_which_leases_count(leases: Leases) -> None:
     leases.create("over", expires_in=0)
     leases.create("good", expires_in=1000)

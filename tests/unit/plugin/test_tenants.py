@@ -200,7 +200,7 @@ def test_a_commit_that_fails_leaves_no_reference(one: Tenant, references: Refere
         writer.write(b"wrong")
         with pytest.raises(DigestMismatch):
             writer.commit(0, DIGEST)
-    assert list(references.each("one")) == []
+    assert list(references.pages("one")) == []
     assert references.orphans() == {}
 
 
@@ -249,7 +249,7 @@ def test_a_commit_that_the_disk_refuses_leaves_no_reference(
         patch.setattr(os, "rename", full)
         with pytest.raises(StorageFull):
             writer.commit()
-    assert list(references.each("one")) == []
+    assert list(references.pages("one")) == []
     with one.writer("ref") as writer:
         assert writer.status.offset == len(DATA)
         writer.commit()
@@ -297,6 +297,15 @@ def test_a_walk_pages_and_may_delete(one: Tenant) -> None:
     for info in one.walk():
         one.delete(info.digest)
     assert digests(one) == []
+
+
+def test_a_damaged_blob_is_not_listed(store: LocalStore, one: Tenant) -> None:
+    damaged, kept = put(one), put(one, b"kept")
+    path = store.root / "blobs" / "sha256" / damaged.hex
+    path.chmod(0o644)
+    path.write_bytes(b"shorter")
+    assert [(info.digest, info.size) for info in one.walk()] == [(kept, 4)]
+    assert store.sizes([damaged, kept, Digest.of(b"never there")]) == {kept: 4}
 
 
 def test_the_sweeper_wakes_by_itself(store: LocalStore, references: References) -> None:
