@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 
 from blobtee.content.database import Database
 from blobtee.content.labels import checked
@@ -24,6 +24,7 @@ TEMPORARY = "buildkit/lease.temporary"
 EXPIRY_SECONDS = 3600
 CONTENT = "content"
 _MAX_SECONDS = 1 << 32
+_AT_ONCE = 500
 
 _STEPS = (
     """
@@ -146,6 +147,17 @@ class Leases:
         with self._database.reading() as connection:
             query = "SELECT lease FROM cache_lease_resources WHERE type = ? AND resource = ? ORDER BY lease"
             return [lease for (lease,) in connection.execute(query, (kind, resource)).fetchall()]
+
+    def holding(self, resources: Iterable[str], *, kind: str = CONTENT) -> set[tuple[str, str]]:
+        """Which leases hold which of `resources`: their ids, with the resource."""
+        found: set[tuple[str, str]] = set()
+        rest = iter(resources)
+        with self._database.reading() as connection:
+            while some := list(islice(rest, _AT_ONCE)):
+                marks = ",".join("?" * len(some))
+                query = f"SELECT lease, resource FROM cache_lease_resources WHERE type = ? AND resource IN ({marks})"
+                found.update(connection.execute(query, (kind, *some)).fetchall())
+        return found
 
     def resources(self, lease_id: str) -> list[tuple[str, str]]:
         """(type, resource) pairs that the lease holds, sorted; none when there is no such lease."""

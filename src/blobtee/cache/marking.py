@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from blobtee.content import LocalStore
 from blobtee.content.api import Store
@@ -86,6 +88,25 @@ class Marking:
                 known = self.blobs.get(digest)
                 stack += known.links if known is not None else self._away.get(digest, ())
         return marked
+
+    def leading(self, digest: Digest) -> set[Digest]:
+        """`digest`, and the blobs whose labels link to it, directly or not."""
+        marked: set[Digest] = set()
+        stack = [digest]
+        while stack:
+            current = stack.pop()
+            if current not in marked:
+                marked.add(current)
+                stack += self._backward.get(current, ())
+        return marked
+
+    @cached_property
+    def _backward(self) -> Mapping[Digest, Sequence[Digest]]:
+        found: defaultdict[Digest, list[Digest]] = defaultdict(list)
+        for digest, links in (*((digest, known.links) for digest, known in self.blobs.items()), *self._away.items()):
+            for link in links:
+                found[link].append(digest)
+        return found
 
     def _document(self, desc: Descriptor, is_root: bool) -> Manifest | Index | None:
         """None when there is nothing more to follow than labels."""

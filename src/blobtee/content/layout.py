@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ MAX_INDEX = 64 << 20
 """Bytes of an index.json that are read: some 100,000 images."""
 
 _VERSION = "1.0.0"
+_TICK_NS = 2_000_000_000
+"""More than the steps in which any file system counts the times of changes."""
 
 
 class Layout:
@@ -76,6 +79,30 @@ class Layout:
         with os_errors(f"read {self._index}"):
             return Digest.of(to_raw(self._read()))
 
+    def watch(self) -> Callable[[], bool]:
+        """A question: is the file what it is now? Most often it costs one look at the file's times.
+
+        A file whose inode changed longer than a moment before it was read cannot have been written since without
+        getting another time; of one that is younger, the contents are compared. The question is for one thread.
+        """
+
+        def look() -> tuple[tuple[int, ...] | None, int, Digest]:
+            with os_errors(f"read {self._index}"):
+                return self._stamp(), time.time_ns(), self.fingerprint()
+
+        stamp, begun, fingerprint = look()
+
+        def is_unchanged() -> bool:
+            nonlocal stamp, begun
+            with os_errors(f"read {self._index}"):
+                now = self._stamp()
+            if now == stamp and (now is None or now[-1] < begun - _TICK_NS):
+                return True
+            stamp, begun, current = look()
+            return current == fingerprint
+
+        return is_unchanged
+
     def get(self, name: str) -> Descriptor:
         """What `name` stands for; `NotFound`. Entries of other names do not matter, whatever they are."""
         with os_errors(f"read {self._index}"):
@@ -114,6 +141,14 @@ class Layout:
         with os_errors(f"write {self._index}"), self._changing():
             index = self._read()
             self._write({**index, "manifests": change(self._entries(index))})
+
+    def _stamp(self) -> tuple[int, ...] | None:
+        """What the file system says of the file, the time of its inode's last change at the end; None without one."""
+        try:
+            found = os.stat(self._index)
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     def _complete(self) -> bool:
         return (self.root / LAYOUT_FILE).exists() and self._index.exists()

@@ -115,8 +115,7 @@ class Survey:
         self._manager = CacheManager(store)
         # The leases before the images: work that ends lets its image have a name before its lease goes.
         holdings = self._manager.leases.holdings()
-        self._followed = self._manager.leases.followed()
-        self._fingerprint = store.layout.fingerprint()
+        self._is_unchanged = store.layout.watch()
         self._documents: set[Digest] = set()
         self._needs: defaultdict[Digest, list[_Need]] = defaultdict(list)
         self._marking = Marking(store)
@@ -124,13 +123,16 @@ class Survey:
         self.problems = list(self._marking.problems)
         self.blind = self._marking.blind
         self._follow_images()
-        self._holders: defaultdict[str, set[str]] = defaultdict(set)
+        self._holding: set[tuple[str, str]] = set()
+        held_by_clients: set[str] = set()
         pinned = self._marking.linked(self._marking.labelled_roots())
         of_records = {name for record in self._manager.records.all() for name in (record.id, variants_lease(record.id))}
         for holding in holdings:
-            for digest in holding.digests:
-                self._holders[digest].add(holding.lease.id)
-            if not holding.counts or holding.lease.id in of_records or self._is_client(holding.lease.id):
+            self._holding.update((holding.lease.id, digest) for digest in holding.digests)
+            if self._is_client(holding.lease.id):
+                held_by_clients.update(holding.digests)
+                continue
+            if not holding.counts or holding.lease.id in of_records:
                 continue
             # Of an image that is known by name, what its layers are and where they can be had counts, below.
             direct = set(holding.digests) - self._documents
@@ -141,7 +143,7 @@ class Survey:
         self.candidates: list[Candidate] = []
         for digest, size in self.blobs.items():
             check()
-            reason = self._reason(digest, size, needed, pinned)
+            reason = self._reason(digest, size, digest in needed, digest in pinned, digest in held_by_clients)
             if reason is not None:
                 self.held[digest] = reason
             else:
@@ -165,16 +167,12 @@ class Survey:
 
         `Outdated`: nobody knows without another look.
         """
-        if self._store.layout.fingerprint() != self._fingerprint:
+        if not self._is_unchanged():
             raise Outdated
         size = self.blobs[digest]
-        holders = set(self._manager.leases.holders(digest))
-        linking = self._manager.leases.followed() - self._followed
-        if (
-            holders - self._holders[digest]
-            or (linking and digest in self._marking.linked(linking))
-            or not self._can_be_had(digest, size, any(map(self._is_client, holders)))
-        ):
+        holding = self._manager.leases.holding(self._marking.leading(digest))
+        is_held = any(resource == digest and self._is_client(lease) for lease, resource in holding)
+        if not holding <= self._holding or not self._can_be_had(digest, size, is_held):
             yield False
             return
         opened = in_use(self._store)
@@ -189,15 +187,14 @@ class Survey:
         finally:
             opened.give_back(claimed)
 
-    def _reason(self, digest: Digest, size: int, needed: set[Digest], pinned: set[Digest]) -> Held | None:
-        """Why the blob may not go; None when it may."""
-        is_held = any(map(self._is_client, self._holders[digest]))
+    def _reason(self, digest: Digest, size: int, needed: bool, pinned: bool, is_held: bool) -> Held | None:
+        """Why the blob may not go; None when it may. `is_held`: by a client."""
         if digest in self._documents:
             return Held.DOCUMENTS
-        if digest in pinned:
+        if pinned:
             return Held.LEASES
         if not self._needs[digest] and not is_held:
-            return Held.LOCAL if digest in needed else Held.UNNEEDED
+            return Held.LOCAL if needed else Held.UNNEEDED
         return None if size and self._can_be_had(digest, size, is_held) else Held.LOCAL
 
     def _can_be_had(self, digest: Digest, size: int, is_held: bool) -> bool:

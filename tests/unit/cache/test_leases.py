@@ -127,3 +127,15 @@ def test_work_that_takes_longer_than_its_lease_keeps_it(leases: Leases, monkeypa
         leases.protect(["sha256:a"])
         leases.drop_stale()
         assert [(holding.lease.id, holding.counts) for holding in leases.holdings()] == [(mine, True)]
+
+
+def test_who_holds_which_of_many(leases: Leases) -> None:
+    for name in ("one", "two"):
+        leases.create(name)
+    leases.add("one", [f"sha256:{number}" for number in range(1200)])
+    leases.add("two", ["sha256:7", "other"])
+    leases.add("two", ["sha256:8"], kind="snapshots")
+    wanted = [f"sha256:{number}" for number in range(5, 1100)]
+    found = leases.holding(wanted)
+    assert found == {("two", "sha256:7"), *(("one", resource) for resource in wanted)}
+    assert leases.holding([]) == set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,34 @@ def test_names_set_by_many_threads_and_layouts_are_all_there(layout: Layout) -> 
     for thread in threads:
         thread.join()
     assert len(layout.names()) == 40
+
+
+def test_a_change_is_seen_whoever_makes_it(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_unchanged = layout.watch()
+    assert is_unchanged()
+    index = layout.root / "index.json"
+    before = index.read_bytes()
+    index.write_bytes(before.replace(b"2", b"3"))  # in place, as long as before, perhaps within one tick of the clock
+    assert not is_unchanged()
+    index.write_bytes(before)
+    assert is_unchanged()
+    layout.set("a.example/b:1", A)
+    assert not is_unchanged()
+
+
+def test_an_old_file_is_not_read_to_see_that_it_is_the_same(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time_ns", lambda: 1 << 62)
+    is_unchanged = layout.watch()
+    with monkeypatch.context() as patched:
+        patched.setattr(Layout, "fingerprint", None)
+        assert is_unchanged()
+    layout.set("a.example/b:1", A)
+    assert not is_unchanged()
+
+
+def test_no_file_is_a_state_too(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    is_unchanged = layout.watch()
+    assert is_unchanged()
+    layout.set("a.example/b:1", A)
+    assert not is_unchanged()

@@ -195,6 +195,23 @@ def test_a_lease_that_comes_between_the_look_and_the_going_is_respected(
     assert kept in present(store)
 
 
+def test_a_lease_on_what_leads_to_a_blob_is_seen_too(
+    name: str, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = CacheManager(store).leases
+
+    def and_hold(store: LocalStore, digest: Digest, size: int) -> None:
+        keep_proof(store, digest, size)
+        if all(lease.id != "late" for lease in leases.all()):
+            leases.create("late")
+            leases.add("late", [SOURCE.descriptor.digest])
+
+    monkeypatch.setattr(evicting, "keep_proof", and_hold)
+    assert shrink(store, 0).blobs == {}
+    monkeypatch.undo()
+    assert len(shrink(store, 0).blobs) == 2, "seen from the beginning, it says that the image is known"
+
+
 def test_a_name_that_comes_or_goes_meanwhile_asks_for_another_look(
     name: str, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
