@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,11 +36,3 @@ def store(tmp_path: Path) -> Iterator[LocalStore]:
 def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An OCI archive of an image that runs."""
     return busybox_archive(tmp_path_factory.mktemp("busybox"))
-
-
-@pytest.fixture
-def memory_path() -> Iterator[Path]:
-    """In memory, where there is such a place: hundreds of stores that are synced at every step."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=memory, prefix="blobtee-crash-") as path:
-        yield Path(path)

@@ -30,6 +30,11 @@ class Detached:
     def done(self) -> bool:
         return self._done.is_set()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to stop, and so is not what it was begun for."""
+        return self._cancellation.cancelled
+
     def stop(self, reason: str) -> None:
         """Have it cancelled; it ends soon."""
         self._cancellation.cancel(reason)

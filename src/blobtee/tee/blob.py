@@ -104,7 +104,7 @@ class Blob:
             if filling.error is None:
                 return
             # What failed for somebody else's source may go with this one's.
-            if filling.source is self._source:
+            if filling.source is self._source and not filling.stopped:
                 raise filling.error
 
 

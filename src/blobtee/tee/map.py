@@ -153,13 +153,6 @@ class Map:
         """The chunks [first, last), marked by who has their claims, are not to be believed."""
         self.bytes[_LIVE + first : _LIVE + last] = bytes(last - first)
 
-    def clear(self, first: int, last: int) -> None:
-        """The chunks [first, last) are not here any more, on the disk neither. Before they go, not after."""
-        empty = bytes(last - first)
-        self.bytes[_LIVE + first : _LIVE + last] = empty
-        self.bytes[self._durable + first : self._durable + last] = empty
-        self.bytes.flush()
-
     def snapshot(self) -> bytes:
         """LIVE as it is, for `settle`."""
         return self.bytes[_LIVE : _LIVE + self.chunks]
@@ -175,11 +168,12 @@ class Map:
 
     def unsettle(self) -> None:
         """A sync failed: nobody knows what of `data` reached the disk since the last one, so it counts as lost."""
-        # First: who marks a chunk meanwhile looks at it after that.
+        # Before and after: who marks a chunk meanwhile looks at it behind that.
         self.bytes[_LOSSES] = os.urandom(8)
         durable = self.bytes[self._durable : self._durable + self.chunks].translate(_ANY)
         left = int.from_bytes(durable, "little") & int.from_bytes(self.snapshot(), "little")
         self.bytes[_LIVE : _LIVE + self.chunks] = left.to_bytes(self.chunks, "little")
+        self.bytes[_LOSSES] = os.urandom(8)
 
     def close(self) -> None:
         """The mapping itself lives as long as somebody reads by it."""

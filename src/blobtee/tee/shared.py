@@ -40,7 +40,8 @@ class Shared:
         """The fill that is under way; one of `source` is begun where there is none."""
         with self._lock:
             running = self._background
-            if running is None or running.done:
+            # One that was stopped is of no use to who came after that.
+            if running is None or running.done or running.stopped:
                 running = self._background = Background(source, fill)
             return running
 

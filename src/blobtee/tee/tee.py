@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from blobtee import tasks
 from blobtee.content import LocalStore
@@ -110,7 +110,7 @@ class Tee:
 
     def close(self) -> None:
         """End what is under way, and settle what came. Readers that are open fail from now on where something has to be
-        fetched. A second call does nothing."""
+        fetched. A second call does nothing. `StorageFull`, `StorageError`: not all could be settled; all is closed."""
         with self._lock:
             self._closed = True
             left = list(self._open)
@@ -119,8 +119,9 @@ class Tee:
             shared.engine.close()
         # The claims of a fill must not go before it has ended: another process would promote what it is promoting.
         self._wait(lambda: all(shared.users == shared.readers for shared in self._open))
-        for shared in left:
-            self._finish(shared)
+        with ExitStack() as closing:
+            for shared in left:
+                closing.callback(self._finish, shared)
         self._wait(lambda: not self._open)
         self._turns.close()
 

@@ -391,6 +391,29 @@ def test_a_close_that_cannot_settle_says_so_and_lets_go(store: LocalStore, monke
     assert CacheManager(store).collect(grace=0).partials
 
 
+def test_closing_lets_go_of_every_blob_whatever_becomes_of_one(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tee = Tee(store)
+    readers = []
+    for seed in range(3):
+        data = some_bytes(chunks(9), seed)
+        readers.append(tee.reader_at(desc_of(data), Origin(data).source, Trust.RAW))
+        readers[-1].read_at(0, 10)
+
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", broken)
+        with pytest.raises(StorageError):
+            tee.close()
+    assert not tee._open
+    for reader in readers:
+        reader.close()
+    assert len(CacheManager(store).collect(grace=0).partials) == 3
+
+
 def test_no_room_for_another_mapping_is_one_of_our_errors(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     real = mmap.mmap
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from blobtee import tasks
-from blobtee.content import LocalStore, Trust
+from blobtee.content import LocalStore, ReaderAt, Trust
 from blobtee.errors import (
     Cancelled,
     Closed,
@@ -378,3 +378,38 @@ def test_a_store_and_its_tee_go_together(tmp_path: Path) -> None:
     del store
     gc.collect()
     assert gone() is None
+
+
+def test_who_comes_while_a_fill_is_being_stopped_gets_one_of_his_own(tee: Tee) -> None:
+    origin, gated = Origin(DATA), Origin(DATA)
+    gated.gate = threading.Event()
+    begun, go = threading.Event(), threading.Event()
+
+    def slow_to_stop() -> None:
+        begun.set()
+        go.wait(10)
+        tasks.check()
+
+    with tasks.Group() as group:
+        filled = group.spawn(tee.fill, DESC, gated.source)  # it has the blob open all the time
+        while not gated.requests:
+            tasks.sleep(0.001)
+        with tee.reader_at(DESC, origin.source, Trust.STREAMED, fill=slow_to_stop) as reader:
+            impatient = tasks.Cancellation()
+            given_up = group.spawn(give_up, impatient, reader)
+            assert begun.wait(10)
+            impatient.cancel()
+            given_up.result()
+        with tee.reader_at(DESC, origin.source, Trust.STREAMED) as reader:
+            read = group.spawn(reader.read_at, 0, len(DATA))
+            tasks.sleep(0.05)
+            go.set()
+            tasks.sleep(0.05)
+            gated.gate.set()
+            assert read.result() == DATA
+        assert filled.result().size == len(DATA)
+
+
+def give_up(impatient: tasks.Cancellation, reader: ReaderAt) -> None:
+    with tasks.scope(impatient), pytest.raises(Cancelled):
+        reader.read_at(0, 10)
