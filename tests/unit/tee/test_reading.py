@@ -123,7 +123,8 @@ def test_a_hundred_readers_of_one_chunk_make_one_request(tee: Tee) -> None:
             tasks.sleep(0.001)
         origin.gate.set()
         assert [read.result() for read in reads] == [DATA[chunks(7) + at : chunks(7) + at + 10] for at in range(100)]
-    assert origin.requests == [(chunks(7), chunks(8))]
+    # Whoever came first; the others look like one who reads in order.
+    assert [start for start, _ in origin.requests] == [chunks(7)]
 
 
 def test_a_reader_who_gives_up_disturbs_nobody(tee: Tee) -> None:
