@@ -25,7 +25,7 @@ from blobtee.testing.bodies import Body
 from blobtee.transfer import build, pull, push
 from tests.integration.images import large_tree
 from tests.integration.relay import Relay
-from tests.integration.signing import OUTLIVED, Known, Line, SignedRegistry, signed_registry
+from tests.integration.signing import LIFETIME, OUTLIVED, Known, Line, SignedRegistry, signed_registry
 
 LARGE = int(os.environ.get("BLOBTEE_TEST_LARGE", 24 << 20))
 """Bytes of either large file. A file of a gibibyte that is nearly all hole comes on top."""
@@ -102,13 +102,14 @@ def test_a_small_file_of_a_gibibyte_takes_three_requests_and_a_mebibyte(
     with cache.add_directory(str(tree)) as ref, build(ref, store, name, compression=Compression(kind)) as made:
         push(made, name, store, registry=client)
     with LocalStore(tmp_path / "elsewhere") as other, pull(name, other, lazy=True, registry=client) as image:
-        before = server.requests()
+        before, begun = server.requests(), time.monotonic()
         with image.open("/usr/small", trust="attested") as file:
             assert file.readall() == b"found"
             assert file.trust is Trust.ATTESTED
         seen = asked(server, before)
-        assert [line.by for line in seen] == ["front", *["storage"] * (len(seen) - 1)], seen
-        assert len(seen) <= 3
+        if time.monotonic() - begun < LIFETIME:  # on a machine that is slower than that, the link ends on the way
+            assert [line.by for line in seen] == ["front", *["storage"] * (len(seen) - 1)], seen
+            assert len(seen) <= 3
         assert 0 < sum(line.nbytes for line in seen if line.by == "storage") <= 1 << 20
         time.sleep(OUTLIVED)
         before = server.requests()
@@ -141,16 +142,18 @@ def test_a_reader_whose_link_ends_between_two_reads_gets_another(
     desc = pushed(client, server, body, tmp_path / "store")
     with LocalStore(tmp_path / "other") as store:
         tee = Tee(store)
-        before = server.requests()
+        before, begun = server.requests(), time.monotonic()
         with tee.reader_at(desc, lambda: source_of(client.repository(f"{server.host}/a/b"), desc), Trust.RAW) as reader:
             assert reader.read_at(1 << 20, 100) == data[1 << 20 :][:100]
             assert reader.read_at(3 << 20, 100) == data[3 << 20 :][:100]
+            in_time = time.monotonic() - begun < LIFETIME
             time.sleep(OUTLIVED)
             assert reader.read_at(5 << 20, 100_000) == data[5 << 20 :][:100_000]
         tee.close()
     first, ended = [("front", 307), ("storage", 206)], ("storage", server.expired)
     seen = [(line.by, line.status) for line in asked(server, before)]
-    assert seen == [*first, ("storage", 206), ended, *first]
+    assert seen[-3:] == [ended, *first]
+    assert seen[:-3] == [*first, ("storage", 206)] or not in_time
 
 
 @pytest.mark.parametrize("trust", [Trust.STREAMED, Trust.BLOB])

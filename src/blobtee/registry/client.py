@@ -116,6 +116,12 @@ class Repository:
         wanted = _identifier(identifier, self.reference)
         return self._try("resolve", lambda session, hasty: self._documents(session, hasty).resolve(wanted))
 
+    def resolved(self, identifier: str | None = None) -> Manifest | Index:
+        """`resolve` and `document` in one request: for who has nothing of it yet. Asks the hosts that `resolve` asks,
+        and raises what the two raise."""
+        wanted = _identifier(identifier, self.reference)
+        return self._try("resolve", lambda session, hasty: self._documents(session, hasty).get(wanted))
+
     def document(self, wanted: Descriptor | str | None = None) -> Manifest | Index:
         """A manifest or index, its bytes checked against the digest (and a descriptor's size). `NotFound`.
 

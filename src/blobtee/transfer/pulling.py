@@ -58,8 +58,9 @@ def pull(
     if compression is not None and name is None and isinstance(address, Reference) and address.digest is not None:
         raise InvalidArgument(f"{ref}: converted, it would have another digest than its name says; give it a name")
     with open_source(address, registry) as source:
-        root = source.root()
-        documents = _documents(store, source, root, wanted)
+        if isinstance(source, RemoteSource) and not _may_be_here(store, source, name):
+            source.fetch_root()
+        documents = _documents(store, source, source.root(), wanted)
         manifest = documents[-1]
         assert isinstance(manifest, Manifest)
         images.check_image(manifest)
@@ -100,6 +101,11 @@ def pull(
                 image.close()
                 raise
         return image
+
+
+def _may_be_here(store: MetadataStore, source: RemoteSource, name: str | None) -> bool:
+    """Whether asking for the digest alone may spare fetching the document: the name is known, or is a digest."""
+    return source.reference.digest is not None or (name or source.name) in images.names(store)
 
 
 def _say_sources(store: MetadataStore, manifest: Manifest, labels: Mapping[str, str]) -> None:

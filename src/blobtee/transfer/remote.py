@@ -32,15 +32,22 @@ class RemoteSource:
     def __init__(self, registry: Registry, reference: Reference) -> None:
         self.reference = reference
         self._repository = registry.repository(reference)
+        self._root: Manifest | Index | None = None
 
     @property
     def name(self) -> str:
         return str(self.reference)
 
+    def fetch_root(self) -> None:
+        """Have the root document at once, not first its digest: a round trip less, for who has not got it already."""
+        self._root = self._repository.resolved()
+
     def root(self) -> Descriptor:
-        return self._repository.resolve()
+        return self._repository.resolve() if self._root is None else self._root.descriptor
 
     def document(self, desc: Descriptor) -> Manifest | Index:
+        if self._root is not None and self._root.digest == desc.digest:
+            return self._root
         return self._repository.document(desc)
 
     def reader_at(self, desc: Descriptor) -> ReaderAt:

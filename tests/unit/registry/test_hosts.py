@@ -128,6 +128,17 @@ def test_a_push_goes_to_the_first_host_that_takes_one(tmp_path: Path, serve: Ser
     assert [len(s.requests) for s in (mirror, place, server)] == [0, 1, 0]
 
 
+def test_a_mirror_that_may_not_say_what_a_tag_means_is_not_asked_for_it(
+    tmp_path: Path, serve: Serve, connect: Connect
+) -> None:
+    mirror, server = serve(manifest()), serve(manifest())
+    folder(tmp_path, "r.example", f'server = "{server.url}"\n[host."{mirror.url}"]\ncapabilities = ["pull"]')
+    repository = connect(hosts=Hosts([tmp_path])).repository("r.example/a/b:c")
+    assert repository.resolved().digest == repository.resolve().digest == DIGEST
+    assert [r.method for r in server.requests] == ["GET", "HEAD"]
+    assert not mirror.requests
+
+
 def test_dockers_certificate_files_stand_in_for_a_hosts_toml(
     tmp_path: Path, serve: Serve, connect: Connect, authority: trustme.CA
 ) -> None:

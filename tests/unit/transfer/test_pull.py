@@ -80,6 +80,19 @@ def test_a_whole_pull_brings_everything_and_a_second_one_nothing(
     assert set(server.counters.requests) == {("HEAD", "manifest")}
 
 
+def test_an_image_that_is_new_is_opened_in_two_requests_and_one_that_is_known_in_one(
+    server: MemoryRegistry, client: Registry, store: LocalStore
+) -> None:
+    name = image(FILES).push(server, "team/app")
+    for requests in ({("GET", "manifest"): 1, ("GET", "config"): 1}, {("HEAD", "manifest"): 1}):
+        server.reset()
+        pull(name, store, lazy=True, registry=client).close()
+        assert server.counters.requests == requests
+    image([{"other": b"by now"}]).push(server, "team/app")
+    with pull(name, store, lazy=True, registry=client) as pulled:
+        assert pulled.descriptor.digest == server.document("team/app", "latest").digest
+
+
 def test_labels_tie_documents_to_what_they_name_and_blobs_to_where_they_came_from(
     server: MemoryRegistry, client: Registry, store: LocalStore
 ) -> None:
