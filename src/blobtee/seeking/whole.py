@@ -40,7 +40,7 @@ def contents(reader: ReaderAt, media_type: str, limit: Limit) -> Contents:
     seekable = pieces.frames(reader) if form is Compressed.ZSTD else seekable
     found = _proven(reader, seekable, limit) if seekable is not None else None
     if found is None and form is Compressed.GZIP and reader.trust is Trust.BLOB:
-        return _indexed(reader, media_type, limit)
+        found = _indexed(reader, media_type, limit)
     return found or _in_order(reader, media_type, limit)
 
 
@@ -55,10 +55,14 @@ def _proven(reader: ReaderAt, stream: Pieces, limit: Limit) -> Contents | None:
     return Contents(found, stream, reader.trust)
 
 
-def _indexed(reader: ReaderAt, media_type: str, limit: Limit) -> Contents:
-    """The contents by points that are found on the way; by none, when what follows the tar is no gzip."""
+def _indexed(reader: ReaderAt, media_type: str, limit: Limit) -> Contents | None:
+    """The contents by points that are found on the way; by none, when what follows the tar is no gzip. None when the
+    tar itself cannot be read so: an ordinary decoder gives what comes before the damage, and may not come to it."""
     with Indexing(reader.open()) as unpacked:
-        found = list(limit(entries(unpacked)))
+        try:
+            found = list(limit(entries(unpacked)))
+        except CorruptData:
+            return None
         try:
             drain(unpacked)
             stream: Unpacked | None = unpacked.checkpoints()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 import zstandard
 
+from blobtee.compression import decompress
 from blobtee.content import Trust
 from blobtee.core import gzip_member
 from blobtee.errors import CorruptData, UnsupportedMediaType
@@ -188,3 +189,31 @@ def test_what_is_not_what_its_type_says_is_refused(kind: str) -> None:
     assert whole.contents(CountingReader(b""), media_type, detached).entries == []
     with pytest.raises(UnsupportedMediaType):
         whole.contents(CountingReader(b""), "text/plain", detached)
+
+
+@pytest.mark.parametrize("kind", ["ours", "any"])
+@pytest.mark.parametrize("place", [-1, -5])
+def test_damage_behind_the_tar_stands_in_nobodys_way(kind: str, place: int) -> None:
+    """A length or a CRC that is wrong, of data that no file is made of: an ordinary decoder does not come to it."""
+    made = blobs.ours("gzip", TAR).data if kind == "ours" else gzip.compress(TAR)
+    data = bytearray(made + gzip.compress(bytes(1000)))
+    data[place] ^= 1
+    contents, _ = opened(bytes(data), GZIP)
+    assert not isinstance(contents.stream, Checkpoints)
+
+
+@pytest.mark.parametrize("place", [-1, -5])
+def test_damage_of_the_tars_own_bytes_is_for_the_decoder_to_find(place: int) -> None:
+    data = bytearray(gzip.compress(TAR))
+    data[place] ^= 1
+    damaged = bytes(data)
+    try:
+        with decompress(io.BytesIO(damaged), GZIP) as unpacked:
+            expected = [entry.detached() for entry in entries(unpacked)]
+    except CorruptData:
+        expected = None
+    if expected is None:
+        with pytest.raises(CorruptData):
+            whole.contents(CountingReader(damaged), GZIP, detached)
+    else:
+        assert list(whole.contents(CountingReader(damaged), GZIP, detached).entries) == expected
