@@ -9,8 +9,9 @@ The file `map`, little endian:
            CRC      four bytes a chunk: CRC-32C of what was written, against rot and never for trust
 
 LIVE is right as long as the machine runs, whoever is killed: what is written to a file and to a shared mapping of one
-is the kernel's. After the machine went down only DURABLE counts, and each chunk's CRC is looked at before its first
-use. A byte a chunk, where a bit would do, is set without asking other processes, and read without arithmetic.
+is the kernel's. After the machine went down only DURABLE counts. Each process looks at a chunk's CRC before it uses it
+for the first time, unless it brought it itself: neither the map nor the data may have changed behind its back. A byte
+a chunk, where a bit would do, is set without asking other processes, and read without arithmetic.
 """
 
 from __future__ import annotations
@@ -132,11 +133,12 @@ class Map:
         self.bytes[_LIVE + first : _LIVE + first + count] = bytes([HERE]) * count
 
     def check(self, chunk: int, data: memoryview, *, sound: bool = True) -> bool:
-        """Whether an unchecked chunk still has the bytes that were written, `data`, and is `sound` besides. It is
+        """Whether a chunk that is here still has the bytes that were written, `data`, and is `sound` besides. It is
         marked accordingly."""
         (crc,) = struct.unpack_from("<I", self.bytes, self._crcs + 4 * chunk)
         sound = sound and crc == crc32c(data)
         if not sound:
+            self.bytes[_LOSSES] = os.urandom(8)
             self.bytes[self._durable + chunk] = ABSENT
         self.bytes[_LIVE + chunk] = HERE if sound else ABSENT
         return sound

@@ -25,7 +25,7 @@ from blobtee.errors import BlobteeError, Closed, DataLoss, SizeMismatch, Storage
 from blobtee.oci import Digest
 from blobtee.tee.claims import CHECKPOINT, FILL, LIFE, USE, Claims
 from blobtee.tee.digests import ChunkDigests, cut
-from blobtee.tee.map import ABSENT, CHUNK, UNCHECKED, Map, chunks_of
+from blobtee.tee.map import ABSENT, CHUNK, HERE, Map, chunks_of
 
 _logger = logging.getLogger(__name__)
 
@@ -75,6 +75,8 @@ class Partial:
                 tasks.sleep(_PAUSE)
         self.warm = bytearray(self.chunks)
         """Chunks that this process has seen in the page cache: reading them by the mapping waits for nothing."""
+        self._sound = bytearray(self.chunks)
+        """Chunks that this process has written or looked at: of the others the map alone says that they are here."""
 
     def _enter(self) -> bool:
         """Make the folder where it is missing, and open the files in it; False when it was removed meanwhile."""
@@ -160,14 +162,15 @@ class Partial:
         return self._directory / "data"
 
     def is_here(self, first: int, last: int) -> bool:
-        """Whether the chunks [first, last) may be read. Those that a restart left unchecked are looked at now."""
+        """Whether the chunks [first, last) may be read. Those that this process sees for the first time are looked at
+        now."""
         if self.failure is not None:
             raise self.failure()
-        if self.whole or self.map.is_here(first, last):
+        if self.whole or (self._sound.count(1, first, last) == last - first and self.map.is_here(first, last)):
             return True
         for chunk in range(first, last):
             state = self.map.state(chunk)
-            if state == ABSENT or (state == UNCHECKED and not self._check(chunk)):
+            if state == ABSENT or not ((state == HERE and self._sound[chunk]) or self._check(chunk)):
                 return False
         return True
 
@@ -200,8 +203,9 @@ class Partial:
         # Where a digest says it, the CRC alone is not believed.
         proven = self.digests is None or all(self.digests.agree(chunk, [buffer]))
         sound = self.map.check(chunk, buffer, sound=proven)
+        self._sound[chunk] = sound
         if not sound:
-            _logger.warning("chunk %d of %s did not survive the machine; it is fetched again", chunk, self.digest)
+            _logger.warning("chunk %d of %s is not what it was; it is fetched again", chunk, self.digest)
         return sound
 
     # ---- writing ----------------------------------------------------------------------------------------------------
@@ -227,7 +231,7 @@ class Partial:
             # Written before a sync failed, and marked after: these are lost too.
             count = chunks_of(data.nbytes)
             self.map.forget(first, first + count)
-            self.warm[first : first + count] = bytes(count)
+            self.warm[first : first + count] = self._sound[first : first + count] = bytes(count)
         with self._lock:
             if not self._unsettled:
                 self._since = time.monotonic()
@@ -239,7 +243,8 @@ class Partial:
             write_all(self.fd, data, first * CHUNK)
         # Marked before they are written, one failure would serve zeros for ever.
         self.map.mark(first, data)
-        self.warm[first : first + chunks_of(data.nbytes)] = b"\1" * chunks_of(data.nbytes)
+        last = first + chunks_of(data.nbytes)
+        self.warm[first:last] = self._sound[first:last] = b"\1" * (last - first)
 
     def allocate(self) -> None:
         """Ask for the space of all of it, so that a full disk says so before anything is fetched."""
@@ -291,7 +296,7 @@ class Partial:
         except OSError:
             # Nobody knows what of it reached the disk, and the kernel will not say so again.
             self.map.unsettle()
-            self.warm[:] = bytes(self.chunks)
+            self.warm[:] = self._sound[:] = bytes(self.chunks)
             raise
 
     # ---- the end ----------------------------------------------------------------------------------------------------

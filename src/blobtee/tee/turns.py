@@ -38,9 +38,10 @@ class Turns:
         """Somebody waits, in this block: for bytes (READING) or for a whole blob (FILLING)."""
         place = _PLACE + turn
         with self._lock:
-            self._waiting[turn] += 1
-            if self._waiting[turn] == 1 and (claims := self._opened()) is not None:
+            # Counted behind what may fail: nobody would ever stop standing back for one that left with an error.
+            if not self._waiting[turn] and (claims := self._opened()) is not None:
                 claims.take(place, place + 1, shared=True)
+            self._waiting[turn] += 1
         try:
             yield
         finally:

@@ -142,7 +142,7 @@ def test_the_map_of_another_blob_is_not_believed(store: LocalStore) -> None:
     other = some_bytes(len(DATA), 2)
     tee = Tee(store)
     with tee.reader_at(desc_of(other), Origin(other).source, Trust.RAW) as reader:
-        reader.read_at(0, len(other))
+        reader.read_at(0, chunks(7))
     tee.close()
     origin = Origin(DATA)
     read(store, origin, 0)

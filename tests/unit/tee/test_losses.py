@@ -26,6 +26,7 @@ from blobtee.tee import map as maps
 from blobtee.tee.claims import Claims
 from blobtee.tee.hashing import Hasher
 from blobtee.tee.map import CHUNK, HERE
+from blobtee.tee.turns import BACKGROUND, READING, Turns
 from tests.unit.tee.support import Origin, chunks, desc_of, some_bytes
 
 DATA = some_bytes(chunks(40) + 77)
@@ -432,6 +433,21 @@ def test_no_room_for_another_mapping_is_one_of_our_errors(store: LocalStore, mon
         assert len(os.listdir("/proc/self/fd")) <= before
         assert reader.read_at(0, 10) == DATA[:10]
     tee.close()
+
+
+def test_who_cannot_say_that_he_waits_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    turns = Turns(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", full)
+        with pytest.raises(ResourceExhausted), turns.waiting(READING):
+            pass
+    assert not turns.are_others(BACKGROUND)
+    with turns.waiting(READING):
+        assert turns.are_others(BACKGROUND)
+    turns.close()
 
 
 def test_nothing_of_a_blob_stays_open(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
