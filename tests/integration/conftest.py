@@ -10,6 +10,7 @@ import pytest
 from blobtee.content import LocalStore
 from blobtee.registry import Hosts, NoCredentials, Registry, Settings
 from tests.integration.images import busybox_archive
+from tests.integration.power.recording import build
 from tests.integration.servers import DockerRegistry, running_registry
 
 
@@ -36,3 +37,9 @@ def store(tmp_path: Path) -> Iterator[LocalStore]:
 def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An OCI archive of an image that runs."""
     return busybox_archive(tmp_path_factory.mktemp("busybox"))
+
+
+@pytest.fixture(scope="session")
+def recorder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that records what a process does to files."""
+    return build(tmp_path_factory.mktemp("recorder"))

@@ -11,8 +11,6 @@ import os
 import random
 import shutil
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,10 +18,11 @@ import pytest
 from blobtee.core import crc32c
 from blobtee.tee import map as maps
 from blobtee.tee.map import CHUNK
+from tests.integration.power.recording import record
 from tests.integration.power.replay import CREATE, RENAME, UNLINK, Cut, Recording
 from tests.integration.power.worker import SPACING
 from tests.integration.tee_crash_worker import DATA, DESC, PIECE, SHAPES
-from tests.integration.test_tee_crash import REPOSITORY, Said, check, chunks_in
+from tests.integration.test_tee_crash import Said, check, chunks_in
 
 CUTS = int(os.environ.get("BLOBTEE_POWER_CUTS", "60"))
 """States of each shape; the full run has 5,000."""
@@ -31,30 +30,10 @@ CUTS = int(os.environ.get("BLOBTEE_POWER_CUTS", "60"))
 SEED = int(os.environ.get("BLOBTEE_POWER_SEED", "1"))
 
 _PARTIAL = f"partial/sha256/{DESC.digest.hex}"
-_RECORDER = Path(__file__).parent / "power" / "recorder.c"
 
 
-@pytest.fixture(scope="session")
-def recorder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library that records."""
-    path = tmp_path_factory.mktemp("recorder") / "recorder.so"
-    flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-U_FORTIFY_SOURCE"]
-    subprocess.run(["gcc", *flags, "-o", str(path), str(_RECORDER), "-ldl", "-lpthread"], check=True)
-    return path
-
-
-def record(recorder: Path, folder: Path, shape: str) -> Recording:
-    root, log = folder / "recorded", folder / "log"
-    root.mkdir()
-    environ = {"LD_PRELOAD": str(recorder), "BLOBTEE_RECORD_ROOT": str(root), "BLOBTEE_RECORD_LOG": str(log)}
-    command = [sys.executable, "-m", "tests.integration.power.worker", str(root), shape]
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env={**os.environ, **environ}, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    recording = Recording(log, root)
-    assert recording.notes(len(recording.events))[-1] == "ended 0 0"
-    return recording
+def recorded(recorder: Path, folder: Path, shape: str) -> Recording:
+    return record(recorder, folder, "tests.integration.power.worker", shape)
 
 
 def make(root: Path, cut: Cut, recording: Recording) -> None:
@@ -125,7 +104,7 @@ def said(recording: Recording, time: int) -> Said:
 def test_a_power_cut_costs_what_was_not_settled(
     shape: str, memory_path: Path, recorder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recording = record(recorder, memory_path, shape)
+    recording = recorded(recorder, memory_path, shape)
     monkeypatch.setattr(maps, "boot_id", lambda: "another")
     root = memory_path / "after"
     for number in range(CUTS):
@@ -146,7 +125,7 @@ def test_a_power_cut_costs_what_was_not_settled(
 
 def test_what_a_power_cut_costs_is_bounded(memory_path: Path, recorder: Path) -> None:
     """At every moment of a fill: what had come and was not settled."""
-    recording = record(recorder, memory_path, "filled")
+    recording = recorded(recorder, memory_path, "filled")
     worst = 0
     for time in range(len(recording.events)):
         if touched(recording, time):

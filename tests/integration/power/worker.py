@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from blobtee.tee import partial
+from tests.integration.power.recording import note
 from tests.integration.tee_crash_worker import SHAPES, prepared
 from tests.unit.tee.support import OriginStream, chunks
 
 SPACING = chunks(3)
-
-
-def note(what: str, start: int, end: int) -> None:
-    """Into the recording."""
-    with suppress(FileNotFoundError):
-        os.open(f"/blobtee-note/{what} {start} {end}", os.O_RDONLY)
 
 
 def slow(readinto: Callable[[OriginStream, memoryview], int]) -> Callable[[OriginStream, memoryview], int]:
