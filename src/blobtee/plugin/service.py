@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from blobtee.content.api import ReaderAt, Store
+from blobtee.content.files import FileReader
 from blobtee.content.proxy.messages import info_message, status_message
 from blobtee.core import H2Call
 from blobtee.errors import InvalidArgument, NotFound, OutOfRange
@@ -22,6 +23,9 @@ from blobtee.wire.table import common
 
 LIST_PAGE = 100
 """Infos in one message of an answer to `List`."""
+
+FIRST_DATA = 64 << 10
+"""Bytes in the first message of an answer to `Read` of a blob that is not a file."""
 
 _LABELS = "labels."
 _EMPTY: bytes = common.Empty().SerializeToString()
@@ -117,10 +121,14 @@ class ContentService(calls.Service):
             if begin > reader.size:
                 raise OutOfRange(f"offset {begin} is past the end of blob {digest} of {reader.size} bytes")
             end = min(begin + request.size, reader.size) if request.size > 0 else reader.size
-            for at in range(begin, end, MAX_DATA):
-                nbytes = min(MAX_DATA, end - at)
+            at = begin
+            for most in _message_nbytes(reader):
+                if at == end:
+                    break
+                nbytes = min(most, end - at)
                 self._observer.sent(nbytes)
                 yield calls.Part(_read_head(at - begin, nbytes), reader, at, nbytes, at + nbytes == end)
+                at += nbytes
 
     def _status(self, request: Any, _: H2Call) -> Any:
         return messages.StatusResponse(status=status_message(self._store.status(request.ref)))
@@ -135,6 +143,15 @@ class ContentService(calls.Service):
     def _abort(self, request: Any, _: H2Call) -> bytes:
         self._writing.abort(request.ref)
         return _EMPTY
+
+
+def _message_nbytes(reader: ReaderAt) -> Iterator[int]:
+    """Bytes of one message after another. What may have to be fetched begins with little: a client may ask for a blob
+    to hold it, and then take no more than flow control gives him."""
+    nbytes = MAX_DATA if isinstance(reader, FileReader) else FIRST_DATA
+    while True:
+        yield nbytes
+        nbytes = min(2 * nbytes, MAX_DATA)
 
 
 def _read_head(offset: int, nbytes: int) -> bytes:

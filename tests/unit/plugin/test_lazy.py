@@ -253,16 +253,50 @@ def test_sources_are_remembered_newest_first_and_damage_is_told(store: LocalStor
         assert [source.tag for source in lazy.get(desc.digest).sources] == ["1"]
 
 
-def test_a_blob_that_was_here_once_is_read_by_parts_and_each_is_proven(
+@pytest.fixture
+def proven(
     server: Server, one: ProxyStore, registry: MemoryRegistry, store: LocalStore, tmp_path: Path
-) -> None:
-    big = image([layer({"data": random.Random(1).randbytes(3_000_000)}, compression=Compressed.NONE)])
+) -> tuple[Descriptor, bytes]:
+    """A large blob that was here once: what proves its chunks is kept."""
+    big = image([layer({"data": random.Random(1).randbytes(20_000_000)}, compression=Compressed.NONE)])
     (desc,) = (each.descriptor for each in big.layers)
     pull_lazily(tmp_path / "one.sock", big.push(registry, "team/big", "v1"))
     assert read(one, desc) == big.layers[0].data
     store.delete(desc.digest)
     registry.reset()
-    # Not through the socket: to outlive a delete, a reader of a proxy's asks for the whole blob at once.
+    return desc, big.layers[0].data
+
+
+def test_a_blob_that_was_here_once_is_read_by_parts_and_each_is_proven(
+    store: LocalStore, registry: MemoryRegistry, proven: tuple[Descriptor, bytes]
+) -> None:
+    desc, data = proven
     with Registry(settings=QUICK) as client, LazyBlobs(store, client).reader_at(desc.digest) as reader:
-        assert reader.read_at(1_000_000, 32 << 10) == big.layers[0].data[1_000_000:][: 32 << 10]
+        assert reader.read_at(1_000_000, 32 << 10) == data[1_000_000:][: 32 << 10]
     assert 0 < moved(registry) <= 128 << 10
+
+
+def test_who_reads_a_few_parts_through_a_socket_has_the_server_fetch_few(
+    one: ProxyStore, registry: MemoryRegistry, proven: tuple[Descriptor, bytes]
+) -> None:
+    """The call by which a reader outlives a delete fetches what flow control lets through, and no more."""
+    desc, data = proven
+    with one.reader_at(desc) as reader:
+        for place in (11_000_000, 3_000_000, 17_000_000):
+            assert reader.read_at(place, 100) == data[place : place + 100]
+        assert moved(registry) <= 5 << 16
+        # However much of another blob goes over the same socket meanwhile.
+        with one.writer("another") as writer:
+            writer.write(data[1:])
+            info = writer.commit()
+        assert read(one, Descriptor("", info.digest, info.size)) == data[1:]
+        assert reader.read_at(3_000_000, 1000) == data[3_000_000:3_001_000]
+        assert moved(registry) <= 5 << 16
+
+
+def test_all_of_a_blob_that_is_read_by_parts_comes_once(
+    one: ProxyStore, registry: MemoryRegistry, proven: tuple[Descriptor, bytes]
+) -> None:
+    desc, data = proven
+    assert read(one, desc) == data
+    assert moved(registry) == len(data)

@@ -28,6 +28,13 @@ _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
 ]
 
+_UNHURRIED = [
+    *_OPTIONS,
+    # What has not been asked for stays with the server, but for the first window: gRPC would widen it for all calls of
+    # a connection once one of them has moved much.
+    ("grpc.http2.bdp_probe", 0),
+]
+
 
 @dataclass(frozen=True)
 class Methods:
@@ -54,6 +61,8 @@ class Connection:
         self._unary = _opened(channel.unary_unary, methods.service, methods.unary)
         self._streamed = _opened(channel.unary_stream, methods.service, methods.streamed)
         self._duplex = _opened(channel.stream_stream, methods.service, methods.duplex)
+        self._unhurried_channel = grpc.insecure_channel(f"unix:{address}", options=_UNHURRIED)
+        self._unhurried = _opened(self._unhurried_channel.unary_stream, methods.service, methods.streamed)
 
     def ask(self, method: str, request: Any, doing: str) -> Any:
         """The answer to one request. `doing` completes the sentence "cannot …"."""
@@ -62,10 +71,11 @@ class Connection:
         with self.failing(call, doing), _cancelled_with_the_task(call):
             return call.result()
 
-    def stream(self, method: str, request: Any) -> Any:
-        """The running call of a method that answers with many messages: take them by `next`, then cancel it."""
+    def stream(self, method: str, request: Any, *, unhurried: bool = False) -> Any:
+        """The running call of a method that answers with many messages: take them by `next`, then cancel it. Of an
+        `unhurried` one no more than 64 KiB are on their way before they are asked for."""
         self.check_open()
-        return self._streamed[method](request, metadata=self._metadata)
+        return (self._unhurried if unhurried else self._streamed)[method](request, metadata=self._metadata)
 
     def converse(self, method: str, requests: Iterator[Any]) -> Any:
         """The running call of a method that answers each of `requests`."""
@@ -104,6 +114,7 @@ class Connection:
         self._closed = True
         self._patience.stop()
         self._channel.close()
+        self._unhurried_channel.close()
 
     def _error(self, call: Any, doing: str) -> BlobteeError:
         code, detail = call.code(), str(call.details() or "")

@@ -27,7 +27,7 @@ class ProxyReader(ReaderAt):
 
     Beside them one RPC from the blob's beginning is kept open and not read: a server goes on with it when the blob is
     deleted, so that all of it can still be had then. It costs the server a thread and a descriptor, and the two of us
-    what flow control lets through (64 KiB).
+    what flow control lets through (64 KiB, which is also what a server of ours fetches for it of a lazy blob).
     """
 
     def __init__(self, connection: Connection, digest: Digest, size: int) -> None:
@@ -39,7 +39,7 @@ class ProxyReader(ReaderAt):
         self._lock = threading.Lock()
         self._saved: FileReader | None = None
         self._closed = False
-        self._anchor = connection.stream("Read", messages.ReadContentRequest(digest=digest))
+        self._anchor = connection.stream("Read", messages.ReadContentRequest(digest=digest), unhurried=True)
         try:
             connection.begun(self._anchor, self._doing)
         except BaseException:
