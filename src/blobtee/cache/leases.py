@@ -127,12 +127,12 @@ class Leases:
     def add(self, lease_id: str, resources: Iterable[str], *, kind: str = CONTENT) -> None:
         """Hold `resources` (digests, for content) by the lease; what it holds already is no error. `NotFound`."""
         with self._database.transaction() as connection:
-            if not connection.execute("SELECT 1 FROM cache_leases WHERE id = ?", (lease_id,)).fetchone():
-                raise NotFound(f"no lease {lease_id[:80]!r}")
-            connection.executemany(
-                "INSERT OR IGNORE INTO cache_lease_resources VALUES (?, ?, ?)",
-                [(lease_id, kind, resource) for resource in resources],
+            done = connection.executemany(
+                "INSERT OR IGNORE INTO cache_lease_resources SELECT id, ?, ? FROM cache_leases WHERE id = ?",
+                [(kind, resource, lease_id) for resource in resources],
             )
+            if done.rowcount <= 0 and not self._is_there(lease_id):
+                raise NotFound(f"no lease {lease_id[:80]!r}")
 
     def drop(self, lease_id: str, resources: Iterable[str], *, kind: str = CONTENT) -> None:
         """Hold `resources` by the lease no more; what it does not hold is no error."""

@@ -172,7 +172,7 @@ class Blobs:
                 aside = set_aside(self._root, target, f"{digest.algorithm}-{digest.hex}")
                 _logger.warning("blob %s had a wrong size; a good one takes its place, the old is %s", digest, aside)
             before = self._row(digest)
-            info = self._announce(digest, size, labels, claim)
+            info = self._announce(digest, size, labels, claim, before)
             try:
                 os.rename(data, target)
                 with suppress(OSError):
@@ -374,15 +374,18 @@ class Blobs:
             _write(connection, info)
         return info
 
-    def _announce(self, digest: Digest, size: int, labels: Mapping[str, str], claim: Claim) -> Info:
+    def _announce(
+        self, digest: Digest, size: int, labels: Mapping[str, str], claim: Claim, before: _Row | None
+    ) -> Info:
+        """Write the row of a blob that comes now, where there was `before`, which nobody changes while its lock is
+        held and no file is there."""
         now = time.time_ns()
+        absence = before.absence if before is not None else _PLAIN
+        if before is not None and absence:
+            labels = {**before.info.labels, **labels}
+        info = Info(digest, size, now, now, labels)
         with self._database.transaction() as connection:
             claim()
-            row = self._row(digest)
-            absence = row.absence if row is not None else _PLAIN
-            if row is not None and absence:
-                labels = {**row.info.labels, **labels}
-            info = Info(digest, size, now, now, labels)
             # The mark stays until the file is there: killed before, the blob is still one that has to come back.
             _write(connection, info, absence)
         return info

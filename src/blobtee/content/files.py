@@ -267,6 +267,17 @@ def write_small(path: Path, data: bytes) -> None:
         os.close(fd)
 
 
+def write_over(path: Path, data: bytes) -> None:
+    """As `write_small`, in a file that may be there: cutting it off first would have ext4 write it out at once."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    try:
+        write_all(fd, memoryview(data), 0)
+        if os.fstat(fd).st_size != len(data):
+            os.ftruncate(fd, len(data))
+    finally:
+        os.close(fd)
+
+
 def read_small(path: Path, limit: int) -> bytes:
     """The first `limit` bytes of the file at `path`."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

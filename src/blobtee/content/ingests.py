@@ -15,12 +15,14 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from blobtee.content.api import Status
-from blobtee.content.files import format_time, parse_time, read_small, set_aside, write_small
+from blobtee.content.files import format_time, parse_time, read_small, set_aside, write_over, write_small
 from blobtee.content.locks import Locks
+from blobtee.content.spares import Spares
 from blobtee.errors import BlobteeError, DataLoss, InvalidArgument, NotFound, TooLarge, from_os_error
 from blobtee.oci import Digest
 
@@ -48,8 +50,9 @@ def encode_ref(ref: str) -> bytes:
 class Ingest:
     """Where one ingest lives, and what its files say. Makes no promise that it exists."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, spares: Spares | None = None) -> None:
         self.directory = directory
+        self._spares = spares
         self.data = directory / "data"
         self.offset_file = directory / "offset"
 
@@ -90,21 +93,45 @@ class Ingest:
 
     def create(self, ref: bytes, total: int, expected: Digest | None) -> Status:
         """Begin anew, whatever was there. The caller holds the lock and makes `data` next."""
-        self.remove()
+        if os.path.lexists(self.directory):
+            self.remove()
         now = time.time_ns()
-        os.makedirs(self.directory, 0o755)
-        write_small(self.directory / "ref", ref)
-        write_small(self.directory / "startedat", format_time(now))
-        write_small(self.directory / "updatedat", format_time(now))
+        files = {"ref": ref, "startedat": format_time(now), "updatedat": format_time(now)}
         if total:
-            self.write_total(total)
+            files["total"] = b"%d" % total
+        if not self._write_over(files):
+            os.makedirs(self.directory, 0o755)
+            for name, data in files.items():
+                write_small(self.directory / name, data)
         return Status(ref.decode("utf-8", "surrogateescape"), 0, total, expected, now, now)
+
+    def _write_over(self, files: Mapping[str, bytes]) -> bool:
+        """Begin with the folder of another, if there is one; False when nothing comes of it, for whatever reason."""
+        if self._spares is None or not self._spares.give(self.directory):
+            return False
+        try:
+            for name, data in files.items():
+                write_over(self.directory / name, data)
+            if "total" not in files:
+                with suppress(FileNotFoundError):
+                    os.unlink(self.directory / "total")
+        except OSError:
+            self.remove()
+            return False
+        return True
 
     def write_total(self, total: int) -> None:
         write_small(self.directory / "total", b"%d" % total)
 
     def write_updated(self, ns: int) -> None:
         write_small(self.directory / "updatedat", format_time(ns))
+
+    def retire(self) -> None:
+        """As `remove`, for one that has become a blob: its folder may be another's."""
+        with suppress(FileNotFoundError):
+            os.unlink(self.data)
+        if self._spares is None or not self._spares.keep(self.directory):
+            self.remove()
 
     def remove(self) -> None:
         """Remove everything; the caller holds the lock. `data` goes first, so that half of it never looks alive."""
@@ -153,12 +180,18 @@ class Ingest:
 class Ingests:
     """All ingests of a root."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, spares: Spares | None = None) -> None:
         self._root = root
         self._directory = root / "ingest"
+        self._spares = spares
 
     def of(self, ref: str) -> Ingest:
-        return Ingest(self._directory / hashlib.sha256(encode_ref(ref)).hexdigest())
+        return Ingest(self._directory / hashlib.sha256(encode_ref(ref)).hexdigest(), self._spares)
+
+    def clear_spares(self) -> None:
+        """Remove the folders that no ingest has begun in."""
+        if self._spares is not None:
+            self._spares.clear(lambda folder: Ingest(folder).remove())
 
     def statuses(self) -> Iterator[Status]:
         """Every ingest that can be read; the others are left out. Raises when there is no listing them at all."""

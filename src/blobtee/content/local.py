@@ -32,6 +32,7 @@ from blobtee.content.files import make_directory, os_errors, remove_temporaries
 from blobtee.content.ingests import Ingest, Ingests, encode_ref
 from blobtee.content.layout import Layout
 from blobtee.content.locks import Locks
+from blobtee.content.spares import Spares
 from blobtee.content.writer import LocalWriter
 from blobtee.errors import (
     AlreadyExists,
@@ -78,7 +79,7 @@ class LocalStore:
             self.metadata = Database(self.root / DATABASE, read_only=self.read_only)
             try:
                 self._blobs = Blobs(self.root, self.metadata, self._locks)
-                self._ingests = Ingests(self.root)
+                self._ingests = Ingests(self.root, Spares(self._locks, lambda: len(self._writers) > 1))
                 self.layout = Layout(self.root)
                 self.problems: tuple[str, ...] = ()
                 if self._locks is not None:
@@ -356,8 +357,11 @@ class LocalStore:
     def _release(self, ingest: Ingest) -> None:
         with self._mutex:
             self._writers.pop(ingest.lock, None)
+            is_last = not self._writers
         if self._locks is not None:
             self._locks.release(ingest.lock)
+        if is_last:
+            self._ingests.clear_spares()
 
     def _writable(self) -> Locks:
         self._check_open()

@@ -244,7 +244,7 @@ class LocalWriter(Writer):
                 if self._offset_fd >= 0:
                     os.close(self._offset_fd)
                     self._offset_fd = -1
-                self._ingest.remove()
+                self._ingest.retire()
             else:
                 self._settle()
                 if self._touched:

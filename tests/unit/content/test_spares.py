@@ -1,0 +1,154 @@
+"""Folders of ingests that go from one to the next: nothing of the first is in the second, and none stays behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from blobtee.content import LocalStore
+from blobtee.content.api import Writer
+from blobtee.errors import AlreadyExists
+from blobtee.oci import Digest
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[LocalStore]:
+    with LocalStore(tmp_path / "root") as store:
+        yield store
+
+
+@pytest.fixture
+def other(store: LocalStore) -> Iterator[Writer]:
+    """A writer that is open all the time, so that nobody is the last."""
+    with store.writer("other") as writer:
+        yield writer
+
+
+def folders(store: LocalStore) -> set[str]:
+    return set(os.listdir(store.root / "ingest"))
+
+
+def files(store: LocalStore, name: str) -> dict[str, bytes]:
+    folder = store.root / "ingest" / name
+    return {each: (folder / each).read_bytes() for each in os.listdir(folder)}
+
+
+def end_one(store: LocalStore, ref: str, data: bytes = b"data", total: int = 0) -> str:
+    """Commit a blob; the name of its folder, which is spare now."""
+    before = folders(store)
+    with store.writer(ref, total=total) as writer:
+        (name,) = folders(store) - before
+        writer.write(data)
+        writer.commit()
+    return name
+
+
+def test_the_next_ingest_has_the_folder_and_nothing_else(store: LocalStore, other: Writer) -> None:
+    spare = end_one(store, "a ref that is rather long", total=4)
+    assert "data" not in files(store, spare)
+    assert [status.ref for status in store.statuses()] == ["other"]
+    with store.writer("short") as writer:
+        assert spare not in folders(store)
+        status = writer.status
+        assert (status.ref, status.offset, status.total) == ("short", 0, 0)
+        (name,) = (each for each in folders(store) if files(store, each)["ref"] == b"short")
+        assert files(store, name).keys() == {"data", "ref", "startedat", "updatedat"}
+        assert files(store, name)["startedat"] == files(store, name)["updatedat"]
+        writer.write(b"half")
+    # What the files say is what the writer knew.
+    found = store.status("short")
+    assert (found.ref, found.offset, found.total, found.started_at) == ("short", 4, 0, status.started_at)
+
+
+def test_the_last_writer_leaves_nothing(store: LocalStore) -> None:
+    with store.writer("other") as other:
+        for n in range(3):
+            end_one(store, f"ref {n}", b"%d" % n)
+        assert len(folders(store)) == 2
+        other.write(b"x")
+        other.commit()
+    assert folders(store) == set()
+
+
+def test_who_comes_again_while_the_folder_is_spare(store: LocalStore, other: Writer) -> None:
+    name = end_one(store, "again", b"first")
+    with store.writer("again") as writer:
+        writer.write(b"second")
+        with store.writer("third") as third:
+            third.write(b"third")
+        assert files(store, name)["data"] == b"second"
+        assert writer.commit().digest == Digest.of(b"second")
+    assert store.status("third").offset == 5
+
+
+def test_an_unfinished_ingest_is_never_another_s(store: LocalStore, other: Writer) -> None:
+    name = end_one(store, "again", b"first")
+    with store.writer("again") as writer:
+        writer.write(b"half")
+    with store.writer("new"):
+        assert files(store, name)["data"] == b"half"
+    assert store.status("again").offset == 4
+
+
+def test_another_process_may_clear_them_away(store: LocalStore, other: Writer) -> None:
+    name = end_one(store, "gone")
+    with LocalStore(store.root) as second:
+        assert second.problems == ()
+        assert name not in folders(store)
+    with store.writer("new") as writer:
+        writer.write(b"new")
+        writer.commit()
+
+
+def test_what_is_there_already_leaves_a_spare_one_too(store: LocalStore, other: Writer) -> None:
+    end_one(store, "first", b"same")
+    with store.writer("second") as writer:
+        writer.write(b"same")
+        with pytest.raises(AlreadyExists):
+            writer.commit()
+    assert [status.ref for status in store.statuses()] == ["other"]
+    with store.writer("third") as writer:
+        assert writer.status.offset == 0
+
+
+@pytest.mark.parametrize(
+    "what", ["a link in its place", "a link in it", "a pipe in it", "a folder in it", "a file in it"]
+)
+def test_nothing_is_written_where_somebody_points(store: LocalStore, other: Writer, tmp_path: Path, what: str) -> None:
+    name = end_one(store, "first")
+    folder, outside = store.root / "ingest" / name, tmp_path / "outside"
+    outside.mkdir()
+    (outside / "ref").write_bytes(b"of somebody else")
+    if what == "a link in its place":
+        folder.rename(tmp_path / "moved")
+        folder.symlink_to(outside)
+    elif what == "a file in it":
+        (folder / "foreign").write_bytes(b"x")
+    else:
+        (folder / "ref").unlink()
+        if what == "a link in it":
+            (folder / "ref").symlink_to(outside / "ref")
+        elif what == "a pipe in it":
+            os.mkfifo(folder / "ref")
+        else:
+            (folder / "ref").mkdir()
+    with store.writer("second") as writer:
+        writer.write(b"second")
+    assert store.status("second").offset == 6
+    assert (outside / "ref").read_bytes() == b"of somebody else"
+    assert os.listdir(outside) == ["ref"]
+    with store.writer("second") as writer:
+        assert writer.commit().digest == Digest.of(b"second")
+
+
+def test_there_is_an_end_of_what_is_kept(store: LocalStore, other: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blobtee.content.spares.MOST", 2)
+    writers = [store.writer(f"ref {n}") for n in range(5)]
+    for n, writer in enumerate(writers):
+        writer.write(b"%d" % n)
+        writer.commit()
+        writer.close()
+    assert len(folders(store)) == 3
