@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from blobtee.content import ReaderAt, Trust
-from blobtee.errors import Closed, CorruptData
 from blobtee.layers import Entry, entries
 from blobtee.seeking.api import Extent, Unpacked
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+from blobtee.seeking.bounded import BoundedFile
 
 WALK_NBYTES = 64 << 10
 """Bytes that are read at a header: small files' headers come many at a time so."""
@@ -32,7 +28,7 @@ class Plain(Unpacked):
 
     def open(self, reader: ReaderAt, offset: int = 0, n: int | None = None) -> io.RawIOBase:
         start, end = self.clip(offset, n)
-        return _Part(reader, start, end)
+        return _Part(reader, start, end - start)
 
 
 def walk(reader: ReaderAt) -> Iterator[Entry]:
@@ -41,27 +37,14 @@ def walk(reader: ReaderAt) -> Iterator[Entry]:
     return entries(_Walked(reader, 0, reader.size))
 
 
-class _Part(io.RawIOBase):
-    def __init__(self, reader: ReaderAt, position: int, end: int) -> None:
-        super().__init__()
+class _Part(BoundedFile):
+    def __init__(self, reader: ReaderAt, position: int, nbytes: int) -> None:
+        super().__init__(nbytes)
         self._reader = reader
         self._position = position
-        self._end = end
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        if self.closed:
-            raise Closed("the file is closed")
-        with memoryview(buffer) as given, given.cast("B") as view:
-            wanted = min(len(view), self._end - self._position)
-            if not wanted:
-                return 0
-            with view[:wanted] as part:
-                n = self._reader.readinto_at(self._position, part)
-        if n < wanted:
-            raise CorruptData(f"the blob ends within [{self._position}, {self._end})")
+    def _some(self, view: memoryview) -> int:
+        n = self._reader.readinto_at(self._position, view)
         self._position += n
         return n
 
@@ -71,6 +54,7 @@ class _Walked(_Part):
         return super().read(min(n, WALK_NBYTES) if n >= 0 else WALK_NBYTES) or b""
 
     def skip(self, n: int) -> int:
-        skipped = min(n, self._end - self._position)
+        skipped = min(n, self._left)
         self._position += skipped
+        self._left -= skipped
         return skipped

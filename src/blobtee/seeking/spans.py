@@ -7,15 +7,13 @@ from abc import abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from blobtee.content import ReaderAt
-from blobtee.errors import Closed, CorruptData, TooLarge
+from blobtee.errors import CorruptData, TooLarge
 from blobtee.seeking.api import Extent, Unpacked, joined
+from blobtee.seeking.bounded import BoundedFile
 from blobtee.tasks import check
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 MAX_SPAN = 64 << 20
 """Bytes of one span, packed or not: it is in memory whole while it is read."""
@@ -103,30 +101,18 @@ class SpannedStream(Unpacked):
         return _SpanFile(self, reader, start, end)
 
 
-class _SpanFile(io.RawIOBase):
+class _SpanFile(BoundedFile):
     def __init__(self, stream: SpannedStream, reader: ReaderAt, start: int, end: int) -> None:
-        super().__init__()
+        super().__init__(end - start)
         self._pieces = _pieces(stream, reader, start, end)
         self._piece = memoryview(b"")
-        self._left = end - start
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        if self.closed:
-            raise Closed("the file is closed")
-        with memoryview(buffer) as given, given.cast("B") as view:
-            if not len(view) or not self._left:
-                return 0
-            while not self._piece:
-                self._piece = next(self._pieces, memoryview(b""))
-                if not self._piece:
-                    raise CorruptData("an index that has less than it says")
-            n = min(len(view), len(self._piece))
-            view[:n] = self._piece[:n]
+    def _some(self, view: memoryview) -> int:
+        if not self._piece:
+            self._piece = next(self._pieces, memoryview(b""))
+        n = min(len(view), len(self._piece))
+        view[:n] = self._piece[:n]
         self._piece = self._piece[n:]
-        self._left -= n
         return n
 
     def close(self) -> None:

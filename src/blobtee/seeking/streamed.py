@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
 
 from blobtee.compression import decompress
 from blobtee.content import ReaderAt, Trust
-from blobtee.errors import Closed, CorruptData
+from blobtee.errors import CorruptData
 from blobtee.seeking.api import Extent, Unpacked
+from blobtee.seeking.bounded import BoundedFile
 from blobtee.tasks import check
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 _SKIP = 1 << 20
 
@@ -37,33 +34,17 @@ class Streamed(Unpacked):
         return _Tail(decompress(reader.open(), self._media_type), start, end - start)
 
 
-class _Tail(io.RawIOBase):
+class _Tail(BoundedFile):
     """`nbytes` bytes of `stream`, which are `ahead` bytes away. Closing it closes the stream."""
 
     def __init__(self, stream: io.RawIOBase, ahead: int, nbytes: int) -> None:
-        super().__init__()
+        super().__init__(nbytes)
         self._stream = stream
         self._ahead = ahead
-        self._left = nbytes
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        if self.closed:
-            raise Closed("the file is closed")
-        with memoryview(buffer) as given, given.cast("B") as view:
-            wanted = min(len(view), self._left)
-            if not wanted:
-                return 0
-            self._pass_over()
-            check()
-            with view[:wanted] as part:
-                n = self._stream.readinto(part) or 0
-        if not n:
-            raise CorruptData("the layer ends within the file")
-        self._left -= n
-        return n
+    def _some(self, view: memoryview) -> int:
+        self._pass_over()
+        return self._stream.readinto(view) or 0
 
     def _pass_over(self) -> None:
         scratch = memoryview(bytearray(min(self._ahead, _SKIP)))
