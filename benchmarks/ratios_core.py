@@ -13,16 +13,23 @@ import io
 import json
 import random
 import statistics
+import tempfile
 import time
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import zstandard
 from isal import isal_zlib
 
 from benchmarks.data import gzipped_sample, sample
 from blobtee.compression import Compression, decompress, encoder
+from blobtee.content import Trust
 from blobtee.core import Inflater, Sha256, crc32c, gzip_member, sha256_many, update_many
+from blobtee.core.gzindex import MarkingInflater
+from blobtee.oci import Descriptor, Digest, mediatypes
+from blobtee.seeking import Contents, kept
+from blobtee.seeking.checkpoints import SPACING, Indexing
 
 Work = Callable[[], object]
 SLOT = 256 << 10
@@ -86,6 +93,36 @@ def inflate_ours(stream: bytes, in_step: int, out: bytearray) -> None:
             if not rest and produced < len(out):
                 break
     inflater.finish()
+
+
+def mark_ours(stream: bytes, in_step: int, out: bytearray) -> None:
+    inflater = MarkingInflater(SPACING)
+    view = memoryview(stream)
+    for at in range(0, len(view), in_step):
+        rest = view[at : at + in_step]
+        while True:
+            consumed, produced = inflater.inflate_into(rest, out)
+            rest = rest[consumed:]
+            if inflater.point() is None and not rest and produced < len(out):
+                break
+    inflater.finish()
+
+
+def index_ours(stream: bytes, out: bytearray) -> Contents:
+    with Indexing(io.BytesIO(stream)) as unpacked:
+        while unpacked.readinto(out):
+            pass
+        found = unpacked.checkpoints()
+    assert found is not None
+    return Contents([], found, Trust.BLOB)
+
+
+def index_nbytes(stream: bytes, out: bytearray) -> int:
+    """Bytes of the file that keeps an index of the gzip `stream`, without any list of files."""
+    desc = Descriptor(mediatypes.OCI_LAYER + "+gzip", Digest.of(stream), len(stream))
+    with tempfile.TemporaryDirectory() as root:
+        assert kept.keep(Path(root), desc, index_ours(stream, out))
+        return kept.path_of(Path(root), Digest(desc.digest)).stat().st_size
 
 
 def inflate_reference(module: object, stream: bytes, in_step: int, most: int) -> None:
@@ -168,6 +205,14 @@ def cases() -> dict[str, tuple[Work, dict[str, Work]]]:
                 "isal": lambda step=in_step: inflate_reference(isal_zlib, stream, step, len(out)),  # type: ignore[misc]
             },
         )
+    found["inflate, points found each 1 MiB"] = (
+        lambda: mark_ours(stream, 1 << 20, out),
+        {"alone": lambda: inflate_ours(stream, 1 << 20, out)},
+    )
+    found["inflate, index made: windows, digests"] = (
+        lambda: index_ours(stream, out),
+        {"alone": lambda: inflate_ours(stream, 1 << 20, out)},
+    )
     found["gzip_member, 1 MiB, level 6 (isal: its level 3)"] = (
         lambda: gzip_member(member, 6),
         {"zlib": lambda: deflate_reference(zlib, member, 6), "isal": lambda: deflate_reference(isal_zlib, member, 3)},
@@ -239,6 +284,9 @@ def main() -> None:
     for name, module, level in (("zlib", zlib, 6), ("isal", isal_zlib, 3)):
         theirs = len(deflate_reference(module, member, level))
         print(f"{'gzip_member, 1 MiB, level 6: size over':52} {name:8} {ours_nbytes / theirs:6.3f}")
+    packed = gzipped_sample()
+    ratio = index_nbytes(packed, bytearray(1 << 20)) / len(packed)
+    print(f"{'index of a gzip, a point each 1 MiB: size over':52} {'blob':8} {ratio:6.4f}")
 
 
 if __name__ == "__main__":
