@@ -75,8 +75,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.size, options.layer, options.reads, options.cached_reads, options.rounds = 32, 4, 1000, 20_000, 1
-    logging.getLogger("blobtee").setLevel(logging.ERROR)  # what is warned of is what was asked for
-    rows = measure(options)
+    logger = logging.getLogger("blobtee")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # what is warned of is what was asked for
+    try:
+        rows = measure(options)
+    finally:
+        logger.setLevel(level)
     if options.json:
         json.dump([{**asdict(row), "verdict": row.verdict} for row in rows], sys.stdout, indent=2)
         print()

@@ -2,8 +2,9 @@
 
 Making the small files of an ingest and removing them again is most of what a small blob costs the kernel: ext4, for
 one, looks at each inode that was freed in the last seconds before it takes another. So a folder whose `data` has gone
-is given to the next ingest by a rename, and its files are written over. Until then it is an ingest that never began
-(`content.ingests`): nobody lists it, and what a killed process leaves goes at the next opening of the store.
+is given to the next ingest by a rename, and its files are written over. Until then it has the name of no ref, and is an
+ingest that never began (`content.ingests`): nobody lists it, and what a killed process leaves goes at the next opening
+of the store.
 """
 
 from __future__ import annotations
@@ -32,7 +33,13 @@ class Spares:
         lock."""
         if self._locks is None or len(self._folders) >= MOST or not self._is_busy():
             return False
-        self._folders.append(folder)
+        # Under a name that no ref has: who looks at it later must not hold the lock of one that comes again.
+        spare = folder.with_name(os.urandom(32).hex())
+        try:
+            os.rename(folder, spare)
+        except OSError:
+            return False
+        self._folders.append(spare)
         return True
 
     def give(self, name: Path) -> bool:
@@ -60,7 +67,7 @@ class Spares:
                 folder = self._folders.pop()
             except IndexError:  # another thread was quicker
                 break
-            # Its own ref may have come again, here or in another process.
+            # Another process may be removing it.
             lock = f"ingest:{folder.name}"
             if not self._locks.try_acquire(lock):
                 continue

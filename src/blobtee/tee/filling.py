@@ -10,7 +10,7 @@ from pathlib import Path
 
 from blobtee import tasks
 from blobtee.content import LocalStore
-from blobtee.errors import AlreadyExists, DigestMismatch
+from blobtee.errors import AlreadyExists, DataLoss, DigestMismatch, NotFound
 from blobtee.tee import digests
 from blobtee.tee.claims import FILL, HURRY
 from blobtee.tee.engine import Fetch
@@ -66,6 +66,9 @@ class Fill:
         with self._telling(), partial.claims.holding(FILL, self._tell):
             if not partial.is_current():
                 return  # promoted or dropped by who had the claim before
+            if self._is_kept():
+                partial.remove()  # made between a look at the store and the promotion of another
+                return
             self.resumed = partial.map.count() > 0
             partial.allocate()
             hasher = Hasher(partial)
@@ -87,6 +90,12 @@ class Fill:
             if found != partial.digest:
                 self._drop(DigestMismatch(f"blob {partial.digest}", partial.digest, found))
             self._promote(chunk_digests, hasher.losses)
+
+    def _is_kept(self) -> bool:
+        try:
+            return self._store.info(self._partial.digest).size == self._partial.size
+        except (NotFound, DataLoss):
+            return False
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
