@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import zstandard
@@ -33,33 +34,15 @@ _PADDING = 1 << 20
 
 
 class Checkpoint(NamedTuple):
-    """A `GzipPoint`, its window packed, and SHA-256 of the blob from there to the next one."""
+    """A point without its window, the window packed, and SHA-256 of the blob from there to the next one."""
 
-    at: int
-    packed_at: int
-    crc32: int
-    member_nbytes: int
-    nbits: int
-    bits: int
-    header_nbits: int
-    header: bytes
-    ahead: bytes
+    bare: GzipPoint
     window: bytes
     digest: bytes
 
     def point(self) -> GzipPoint:
         """`CorruptData`: the window is none."""
-        return GzipPoint(
-            self.packed_at,
-            self.at,
-            self.crc32,
-            self.member_nbytes,
-            self.nbits,
-            self.bits,
-            _window(self.window),
-            self.header_nbits,
-            self.header,
-        )
+        return replace(self.bare, window=_window(self.window))
 
 
 class Checkpoints(SpannedStream):
@@ -76,14 +59,14 @@ class Checkpoints(SpannedStream):
 
         `CorruptData`, `TooLarge`: points that are in no order, or too far from each other (`spans.MAX_SPAN`).
         """
-        if not points or points[0].at:
+        if not points or points[0].bare.at:
             raise CorruptData("an index that does not begin where the stream does")
         table = SpanTable(packed_end)
-        starts = [0, *(point.packed_at for point in points[1:]), packed_end]
-        ats = [*(point.at for point in points), size]
+        starts = [0, *(point.bare.packed_at for point in points[1:]), packed_end]
+        ats = [*(point.bare.at for point in points), size]
         for number in range(len(points)):
             table.append(ats[number + 1] - ats[number], starts[number], starts[number + 1] - starts[number])
-        if points[0].packed_at > starts[1]:
+        if points[0].bare.packed_at > starts[1]:
             raise CorruptData("an index whose first point lies behind the second")
         super().__init__(table)
         self.points = points
@@ -98,11 +81,11 @@ class Checkpoints(SpannedStream):
         try:
             inflater = resume(point.point())
             out = bytearray(span.nbytes)
-            rest = packed[point.packed_at - span.packed_at :]
+            rest = packed[point.bare.packed_at - span.packed_at :]
             consumed, produced = inflater.inflate_into(rest, out)
             # What is left is the end of a block, or of a member and the beginning of the next one.
             inflater.inflate_into(rest[consumed:], bytearray())
-            follower = self.points[number + 1] if number + 1 < len(self.points) else None
+            follower = self.points[number + 1].bare if number + 1 < len(self.points) else None
             if produced < span.nbytes and follower is not None:
                 with memoryview(out) as view:
                     produced += inflater.inflate_into(follower.ahead, view[produced:])[1]
@@ -195,7 +178,7 @@ class Indexing(io.RawIOBase):
         if self._points:
             self._digests.cut(point.packed_at)
         self._windows.append(self._compressor.compress(point.window) if point.window else b"")
-        self._points.append(point)
+        self._points.append(replace(point, window=b""))
 
     def checkpoints(self) -> Checkpoints | None:
         """The index; None for a stream that cannot have one, as its blocks or headers are too long.
@@ -205,22 +188,7 @@ class Indexing(io.RawIOBase):
         if not self._ended:
             raise FailedPrecondition("an index of a stream that was not read to its end")
         digests = self._digests.finish()
-        points = [
-            Checkpoint(
-                point.at,
-                point.packed_at,
-                point.crc32,
-                point.member_nbytes,
-                point.nbits,
-                point.bits,
-                point.header_nbits,
-                point.header,
-                point.ahead,
-                window,
-                digest,
-            )
-            for point, window, digest in zip(self._points, self._windows, digests, strict=True)
-        ]
+        points = [Checkpoint(*row) for row in zip(self._points, self._windows, digests, strict=True)]
         try:
             return Checkpoints(points, self._produced, self._digests.nbytes)
         except BlobteeError:

@@ -34,6 +34,7 @@ from blobtee.content.files import (
     replace_file,
 )
 from blobtee.core import crc32c
+from blobtee.core.gzindex import GzipPoint
 from blobtee.errors import CorruptData, InvalidArgument, PermissionDenied, StorageError, StorageFull, TooLarge
 from blobtee.oci import Compressed, Descriptor, Digest
 from blobtee.seeking import listing
@@ -161,22 +162,24 @@ def _dump_stream(stream: Unpacked) -> tuple[int, list[bytes]] | None:
 
 def _dump_points(stream: Checkpoints) -> list[bytes]:
     parts = [_POINTS_HEAD.pack(stream.packed_end, len(stream.points))]
-    for point in stream.points:
+    tails = []
+    for bare, window, digest in stream.points:
         parts.append(
             _POINT.pack(
-                point.at,
-                point.packed_at,
-                point.crc32,
-                point.member_nbytes,
-                point.nbits,
-                point.bits,
-                point.header_nbits,
-                len(point.ahead),
-                len(point.window),
-                point.digest,
+                bare.at,
+                bare.packed_at,
+                bare.crc32,
+                bare.member_nbytes,
+                bare.nbits,
+                bare.bits,
+                bare.header_nbits,
+                len(bare.ahead),
+                len(window),
+                digest,
             )
         )
-    return parts + [part for point in stream.points for part in (point.header, point.ahead, point.window)]
+        tails += [bare.header, bare.ahead, window]
+    return parts + tails
 
 
 def _parse(data: memoryview, desc: Descriptor) -> Contents:
@@ -217,9 +220,10 @@ def _points(body: _Cut, size: int, blob_nbytes: int) -> Checkpoints:
     rows = [body.unpack(_POINT) for _ in range(count)]
     points = []
     for at, packed_at, crc32, member_nbytes, nbits, bits, header_nbits, ahead_nbytes, window_nbytes, sha256 in rows:
-        numbers = at, packed_at, crc32, member_nbytes, nbits, bits, header_nbits
         header = body.take((header_nbits + 7) // 8)
-        points.append(Checkpoint(*numbers, header, body.take(ahead_nbytes), body.take(window_nbytes), sha256))
+        ahead = body.take(ahead_nbytes)
+        bare = GzipPoint(packed_at, at, crc32, member_nbytes, nbits, bits, b"", header_nbits, header, ahead)
+        points.append(Checkpoint(bare, body.take(window_nbytes), sha256))
     return Checkpoints(points, size, packed_end)
 
 
