@@ -98,7 +98,7 @@ def cached(rig: Rig, folder: Path, reads: int, rounds: int) -> Iterator[Row]:
             fd = os.open(plain, os.O_RDONLY)
             try:
                 yield from _beside_pread(reader, fd, places, rounds)
-                yield from _many_threads(reader, places, rounds)
+                yield from _many_threads(reader, fd, places, rounds)
             finally:
                 os.close(fd)
         tee.close()
@@ -120,8 +120,9 @@ def _beside_pread(reader: ReaderAt, fd: int, places: list[int], rounds: int) -> 
     yield Row("a cached 4 KiB read / os.pread", "<= 1.5", str(spread), spread.middle, spread.middle <= 1.5)
 
 
-def _many_threads(reader: ReaderAt, places: list[int], rounds: int) -> Iterator[Row]:
-    """The same reads by one thread, and dealt out to many that are there already."""
+def _many_threads(reader: ReaderAt, fd: int, places: list[int], rounds: int) -> Iterator[Row]:
+    """The same reads by one thread, and dealt out to many that are there already; and `os.pread`, which gives the
+    interpreter's lock away at every read, the same two ways."""
 
     def work(part: list[int]) -> None:
         read_at = reader.read_at
@@ -129,19 +130,29 @@ def _many_threads(reader: ReaderAt, places: list[int], rounds: int) -> Iterator[
             for at in part:
                 read_at(at, SMALL)
 
-    parts = [places[number::THREADS] for number in range(THREADS)]
-    walls, cpus = [], []
+    def work_plain(part: list[int]) -> None:
+        pread = os.pread
+        for at in part:
+            pread(fd, SMALL, at)
+
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(time.sleep, [0.05] * THREADS))
-        for _ in range(rounds):
-            wall, cpu = time.perf_counter(), time.process_time()
-            work(places)
-            alone = time.perf_counter() - wall, time.process_time() - cpu
-            wall, cpu = time.perf_counter(), time.process_time()
-            list(pool.map(work, parts))
-            walls.append(alone[0] / (time.perf_counter() - wall))
-            cpus.append(alone[1] / (time.process_time() - cpu))
-    spread = Spread.of(walls)
+        ours = [_alone_to_dealt_out(pool, work, places) for _ in range(rounds)]
+        plain = [_alone_to_dealt_out(pool, work_plain, places)[0] for _ in range(rounds)]
+    spread = Spread.of([wall for wall, _ in ours])
     title = f"throughput of such reads, {THREADS} threads / 1"
-    note = f"{spread}, for each CPU second {statistics.median(cpus):.2f}"
+    cpu = statistics.median(cpu for _, cpu in ours)
+    note = f"{spread}, for each CPU second {cpu:.2f}; os.pread {statistics.median(plain):.2f}"
     yield Row(title, ">= 1", note, spread.middle, round(spread.middle, 2) >= 1)
+
+
+def _alone_to_dealt_out(
+    pool: ThreadPoolExecutor, work: Callable[[list[int]], None], places: list[int]
+) -> tuple[float, float]:
+    """Wall clock and CPU of one thread over those of many."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work(places)
+    alone = time.perf_counter() - wall, time.process_time() - cpu
+    wall, cpu = time.perf_counter(), time.process_time()
+    list(pool.map(work, [places[number::THREADS] for number in range(THREADS)]))
+    return alone[0] / (time.perf_counter() - wall), alone[1] / (time.process_time() - cpu)
