@@ -16,6 +16,7 @@ from blobtee.content import LocalStore
 from blobtee.oci import Digest
 from blobtee.plugin.known import KnownBlobs
 from blobtee.transfer.evicting import Gone, Shrunk, shrink
+from blobtee.transfer.obtaining import HASTY, Obtaining
 
 
 @click.command()
@@ -36,8 +37,13 @@ from blobtee.transfer.evicting import Gone, Shrunk, shrink
     metavar="SIZE",
     help="Then let layers that a registry has be lazy again, until the store takes no more: 10GB, 512MiB, 0.",
 )
-@verb()
-def command(session: Session, dry_run: bool, grace: float, size: int | None) -> int:
+@click.option(
+    "--unchecked",
+    is_flag=True,
+    help="With --shrink: do not ask registries whether they still have a layer; believe what is recorded.",
+)
+@verb(hosts=True)
+def command(session: Session, dry_run: bool, grace: float, size: int | None, unchecked: bool) -> int:
     """Remove what no image and no lease needs any more.
 
     What a name stands for stays, with all that its documents and the labels of its blobs lead to; so does what is under
@@ -46,7 +52,8 @@ def command(session: Session, dry_run: bool, grace: float, size: int | None) -> 
 
     With --shrink, layers that came from a registry and partial blobs go too, the longest unused first, until blobs,
     partial blobs and unfinished writes take at most SIZE. Their images stay complete: what is read of such a layer
-    comes again, and only that, checked by digests that are kept. What was built, imported or sent by a client is only
+    comes again, and only that, checked by digests that are kept. Their registries are asked first: what they do not
+    have any more stays, and so does what they do not answer for. What was built, imported or sent by a client is only
     here and stays. When that is too much, exit status 1, and what holds the rest is told.
 
     Documents of images that are damaged or missing are told: exit status 1. Nothing is removed while it is not known
@@ -61,9 +68,11 @@ def command(session: Session, dry_run: bool, grace: float, size: int | None) -> 
     """
     if math.isnan(grace):
         raise click.UsageError("--grace is a number of seconds")
+    if unchecked and size is None:
+        raise click.UsageError("--unchecked belongs to --shrink")
     with session.store() as store:
         result = CacheManager(store).collect(dry_run=dry_run, grace=grace)
-        shrunk = _shrink(store, size, result, dry_run=dry_run) if size is not None else None
+        shrunk = _shrink(session, store, size, result, dry_run, unchecked) if size is not None else None
     if session.output.as_json:
         session.output.result(_value(result, shrunk, dry_run), "")
     else:
@@ -73,6 +82,8 @@ def command(session: Session, dry_run: bool, grace: float, size: int | None) -> 
             session.output.result({}, f"{digest}  {size_:>12}  lazy")
     for problem in (*result.problems, *(shrunk.problems if shrunk is not None else ())):
         session.output.note(f"warning: {problem}")
+    for reason in shrunk.kept if shrunk is not None else ():
+        session.output.note(reason)
     would = "would be " if dry_run else ""
     session.output.note(
         f"{len(result.blobs)} blobs, {len(result.ingests) + len(result.partials)} partial blobs, "
@@ -94,9 +105,13 @@ def command(session: Session, dry_run: bool, grace: float, size: int | None) -> 
     return FAILED if result.problems or shrunk.problems or not shrunk.reached else 0
 
 
-def _shrink(store: LocalStore, size: int, collected: Collected, *, dry_run: bool) -> Shrunk:
+def _shrink(
+    session: Session, store: LocalStore, size: int, collected: Collected, dry_run: bool, unchecked: bool
+) -> Shrunk:
     gone = Gone(collected.blobs, collected.partials, collected.ingests) if dry_run else None
-    return shrink(store, size, clients=KnownBlobs(store), dry_run=dry_run, gone=gone)
+    with session.registry(settings=HASTY) as registry:
+        obtaining = None if unchecked else Obtaining(registry)
+        return shrink(store, size, clients=KnownBlobs(store), obtaining=obtaining, dry_run=dry_run, gone=gone)
 
 
 def _told(share: Share) -> str:

@@ -45,6 +45,8 @@ class Held(enum.StrEnum):
     """No image has it: it is young, or a ref's. Collecting removes it."""
     UNFINISHED = "unfinished"
     """A blob that somebody is writing, or was."""
+    UNOBTAINABLE = "unobtainable"
+    """No registry was found to have it still."""
     DAMAGED = "damaged"
     """Its bytes are not those of its name, or the disk refused something."""
 
@@ -62,6 +64,7 @@ _TEXTS = {
     Held.RECENT: "blobs that were used a moment ago",
     Held.UNNEEDED: "blobs that no image needs, for `blobtee gc`",
     Held.UNFINISHED: "unfinished writes",
+    Held.UNOBTAINABLE: "blobs that no registry was found to have still",
     Held.DAMAGED: "blobs that are damaged, or that the disk keeps",
 }
 
@@ -197,15 +200,26 @@ class Survey:
             return Held.LOCAL if needed else Held.UNNEEDED
         return None if size and self._can_be_had(digest, size, is_held) else Held.LOCAL
 
+    def wanted(self, digest: Digest) -> set[frozenset[str]]:
+        """Repositories that have to have the blob when it is gone: one of each set. One of them is for the clients, if
+        they are told of some."""
+        told, known = self._sources(digest, self.blobs[digest])
+        return {need.origins & known for need in self._needs[digest]} | ({told} if told else set())
+
     def _can_be_had(self, digest: Digest, size: int, is_held: bool) -> bool:
         """Whether every image that needs the blob, and every client, is told where to have it."""
-        told = self._clients.sources(Descriptor("", digest, size)) if self._clients is not None else ()
+        told, known = self._sources(digest, size)
         if is_held and not told:
             return False
-        known = {source.name for source in told}
+        return all(need.size == size and need.origins & known for need in self._needs[digest])
+
+    def _sources(self, digest: Digest, size: int) -> tuple[frozenset[str], frozenset[str]]:
+        """The repositories that clients are told to have the blob from; those, and what its own labels say."""
+        found = self._clients.sources(Descriptor("", digest, size)) if self._clients is not None else ()
+        told = known = frozenset(source.name for source in found)
         with suppress(NotFound, DataLoss):
             known |= {source.name for source in images.sources(self._store.info(digest).labels)}
-        return all(need.size == size and need.origins & known for need in self._needs[digest])
+        return told, known
 
     def _is_client(self, lease_id: str) -> bool:
         return self._clients is not None and self._clients.holds(lease_id)

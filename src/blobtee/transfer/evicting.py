@@ -33,6 +33,7 @@ from blobtee.tasks import check
 from blobtee.tee import leftovers
 from blobtee.tee.proving import keep_proof
 from blobtee.transfer.evictable import Candidate, Clients, Held, Outdated, Survey
+from blobtee.transfer.obtaining import Obtaining
 
 _LOOKS = 20
 
@@ -43,7 +44,7 @@ _logger = logging.getLogger(__name__)
 class Shrunk:
     """What went (or would): `blobs`, which are lazy now, and `partials`, with their bytes. `before` and `after` are
     bytes of blobs, partial blobs and unfinished writes. `held`: what the rest of it is that may not go, by the reason.
-    `problems`, in a sentence each.
+    `kept`: why registries could not be found to have some of that still. `problems`, in a sentence each.
     """
 
     target: int
@@ -53,6 +54,7 @@ class Shrunk:
     partials: Mapping[Digest, int] = field(default_factory=dict)
     held: Mapping[Held, Share] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
     @property
     def reached(self) -> bool:
@@ -87,6 +89,7 @@ def shrink(
     size: int,
     *,
     clients: Clients | None = None,
+    obtaining: Obtaining | None = None,
     spare: float = 0,
     dry_run: bool = False,
     gone: Gone | None = None,
@@ -95,8 +98,9 @@ def shrink(
     the longest unused that can be had again give their bytes back, until it is enough.
 
     What was used within the last `spare` seconds stays. `clients` are those who hold blobs by digest; without them,
-    what they hold stays. With `dry_run` nothing goes, and the answer is what would. May run while others work on the
-    store, and several at once.
+    what they hold stays. `obtaining` is asked before a blob goes whether it can still be had; without it, what is
+    recorded of that is believed. With `dry_run` nothing goes, and the answer is what would. May run while others work
+    on the store, and several at once.
 
     `InvalidArgument`; `PermissionDenied`: the store may only be read. `InvalidDocument`, `TooLarge`: the list of images
     cannot be read. After any error, and after a
@@ -107,7 +111,7 @@ def shrink(
         raise InvalidArgument(f"no size to shrink to, or no time to spare: {size} bytes, {spare} s")
     if store.read_only:
         raise PermissionDenied(f"the store in {store.root} is read-only")
-    work = _Work(store, size, int(spare * 1_000_000_000), dry_run, gone or Gone())
+    work = _Work(store, size, int(spare * 1_000_000_000), dry_run, gone or Gone(), obtaining)
     for _ in range(_LOOKS):
         survey = Survey(store, clients)
         if survey.blind:
@@ -123,12 +127,16 @@ def shrink(
 class _Work:
     """What has gone so far, and what would not."""
 
-    def __init__(self, store: LocalStore, size: int, spare_ns: int, dry_run: bool, gone: Gone) -> None:
+    def __init__(
+        self, store: LocalStore, size: int, spare_ns: int, dry_run: bool, gone: Gone, obtaining: Obtaining | None
+    ) -> None:
         self._store = store
         self._size = size
         self._spare_ns = spare_ns
         self._dry_run = dry_run
         self._gone = gone
+        self._obtaining = obtaining
+        self._kept: dict[Digest, str] = {}
         self._before: int | None = None
         self._after = 0
         self._blobs: dict[Digest, int] = {}
@@ -175,6 +183,7 @@ class _Work:
             dict(self._partials),
             {reason: Share(len(sizes), sum(sizes)) for reason, sizes in sorted(held.items())},
             (*survey.problems, *self._problems.values(), *problems),
+            tuple(self._kept.values()),
         )
 
     def _measure(self, survey: Survey) -> None:
@@ -193,6 +202,12 @@ class _Work:
 
     def _take(self, survey: Survey, candidate: Candidate) -> Held | None:
         """Take one; why it stays, or None."""
+        if self._obtaining is not None and not candidate.partial:
+            # Outside of any transaction: an answer may take its time.
+            wanted = survey.wanted(candidate.digest)
+            if refusal := self._obtaining.refusal(candidate.digest, candidate.nbytes, wanted):
+                self._kept[candidate.digest] = refusal
+                return Held.UNOBTAINABLE
         try:
             taken = self._would(survey, candidate) if self._dry_run else self._did(survey, candidate)
         except NotFound:

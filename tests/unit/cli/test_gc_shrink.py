@@ -61,6 +61,33 @@ def test_a_plan_takes_off_what_would_be_collected_first(server: MemoryRegistry, 
     assert len(done["blobs"]) == 3
 
 
+def test_what_the_registry_has_no_more_stays(server: MemoryRegistry, run: Run) -> None:
+    source = image(FILES)
+    name = source.push(server, "team/app")
+    run("pull", name)
+    lost, there = (layer.descriptor for layer in source.layers)
+    server.remove_blob(lost.digest)
+    for more in (["--dry-run"], []):
+        result = run("gc", "--json", "--shrink", "0", *more)
+        shrunk = json.loads(result.out)["shrunk"]
+        assert (result.status, [blob["digest"] for blob in shrunk["blobs"]]) == (1, [there.digest])
+        assert shrunk["held"]["unobtainable"] == {"blobs": 1, "size": lost.size}
+        assert f"blob {lost.digest} stays" in result.err
+        assert "does not have it any more" in result.err
+    assert run("cat", name, "/a").out == FILES[0]["a"]
+    shrunk = json.loads(run("gc", "--json", "--shrink", "0", "--unchecked").out)["shrunk"]
+    assert lost.digest in [blob["digest"] for blob in shrunk["blobs"]]  # reading may have brought the other again
+    assert run("gc", "--unchecked").status == 2
+
+
+def test_while_the_registry_is_away_all_layers_stay_and_it_is_asked_once(server: MemoryRegistry, run: Run) -> None:
+    run("pull", image(FILES).push(server, "team/app"))
+    server.stop()
+    result = run("gc", "--json", "--shrink", "0")
+    shrunk = json.loads(result.out)["shrunk"]
+    assert (result.status, shrunk["blobs"], shrunk["held"]["unobtainable"]["blobs"]) == (1, [], 2)
+
+
 @pytest.mark.parametrize(
     ("text", "nbytes"),
     [
