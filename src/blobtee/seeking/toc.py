@@ -285,9 +285,17 @@ def _next(text: str, at: int, closing: str) -> tuple[int, bool]:
 
 def _text(row: dict[str, Any], key: str) -> str:
     value = row.get(key) or ""
-    if not isinstance(value, str) or "\0" in value:
+    if not isinstance(value, str) or "\0" in value or not _is_text(value):
         raise CorruptData(f"a table of contents whose {key} is no text")
     return value
+
+
+def _is_text(value: str) -> bool:
+    """Whether there are bytes for it: JSON may escape half of a pair of surrogates."""
+    try:
+        return value.isascii() or bool(value.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        return False
 
 
 def _number(row: dict[str, Any], key: str) -> int:
@@ -329,6 +337,8 @@ def _xattrs(row: dict[str, Any]) -> dict[str, bytes]:
         raise CorruptData("a table of contents with attributes that are none")
     found = {}
     for key, value in told.items():
+        if not _is_text(key):
+            raise CorruptData("a table of contents with an attribute whose name is no text")
         try:
             found[key] = base64.b64decode(value, validate=True)
         except (TypeError, ValueError, binascii.Error):
