@@ -396,6 +396,33 @@ def test_pages_that_many_buckets_claim_cost_no_more_than_the_file_is_large(tmp_p
         tracemalloc.stop()
 
 
+def test_values_that_lie_in_each_other_cost_no_more_than_the_file_is_large(tmp_path: Path) -> None:
+    keys = [b"label-%03d" % number for number in range(500)]
+    one = {Digest.of(b"").encode(): blob(1, {b"a": b"a"})}
+    path = tmp_path / "meta.db"
+    data = bytearray(BoltFile(metadata_of({"default": one}), inline=False).data)
+    heads = b"".join(_head(number, len(keys)) for number in range(len(keys)))
+    page = struct.pack("<QHHI", 0, 2, len(keys), 29) + heads + b"".join(keys) + b"x" * 100_000
+    leaf = len(data)
+    data += page.ljust(30 * 4096, b"\0")
+    # The bucket of labels leads to that page instead of its own.
+    at = data.index(b"labels", 8192) + len(b"labels")
+    struct.pack_into("<Q", data, at, leaf // 4096)
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataLoss, match="in each other"):
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 10 * len(data)
+    finally:
+        tracemalloc.stop()
+
+
+def _head(number: int, count: int) -> bytes:
+    """Of a key of nine bytes among `count`, whose value is all that follows it in the page."""
+    return struct.pack("<IIII", 0, (count - number) * 16 + 9 * number, 9, 9 * (count - number - 1) + 100_000)
+
+
 def test_a_file_that_becomes_shorter_while_it_is_read_is_damage(tmp_path: Path) -> None:
     path = tmp_path / "meta.db"
     path.write_bytes(BoltFile({b"a": {b"key": b"value" * 10}}, inline=False).data)

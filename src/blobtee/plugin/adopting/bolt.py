@@ -172,12 +172,17 @@ class Bucket:
         _, flags, count, _ = _PAGE.unpack_from(page)
         if not flags & _IS_LEAF or _PAGE.size + count * _LEAF.size > len(page):
             raise self._file.damaged("a page of keys is none")
+        # Keys and values lie one behind the other. If many could be the same bytes, a small page would be any number.
+        room = len(page) - _PAGE.size - count * _LEAF.size
         for number in range(count):
             at = _PAGE.size + number * _LEAF.size
             element, position, key_size, value_size = _LEAF.unpack_from(page, at)
             start = at + position
             if start + key_size + value_size > len(page):
                 raise self._file.damaged("a key or its value is outside of its page")
+            room -= key_size + value_size
+            if room < 0:
+                raise self._file.damaged("keys and values of a page lie in each other")
             key = page[start : start + key_size]
             value = page[start + key_size : start + key_size + value_size]
             yield key, self._member(value) if element & _HOLDS_BUCKET else value
