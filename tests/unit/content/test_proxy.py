@@ -186,8 +186,9 @@ def test_a_cancelled_task_leaves_a_hanging_call(tmp_path: Path) -> None:
         [(0, DATA[:100]), (200, DATA[200:])],
         [(7, DATA)],
         [],
+        [(0, b"")] * 2 + [(0, DATA)],
     ],
-    ids=["short", "gap", "elsewhere", "nothing"],
+    ids=["short", "gap", "elsewhere", "nothing", "without bytes"],
 )
 def test_an_answer_that_is_not_what_was_asked_for_is_refused(tmp_path: Path, parts: list[tuple[int, bytes]]) -> None:
     with scripted(tmp_path, Info=info, Read=reading(*parts)) as store, pytest.raises(ProtocolViolation):
@@ -210,6 +211,48 @@ def test_a_write_whose_answers_do_not_follow_is_refused(tmp_path: Path) -> None:
             writer.write(b"data")
         with pytest.raises(Closed):
             writer.commit()
+
+
+@pytest.mark.parametrize(("digest", "size"), [(DIGEST, -3), ("sha256:none", 3), ("", 3)])
+def test_a_blob_that_cannot_be_is_the_servers_fault(tmp_path: Path, digest: str, size: int) -> None:
+    def lying(_: Any, __: Any) -> Any:
+        return messages.InfoResponse(info=messages.Info(digest=digest, size=size))
+
+    with scripted(tmp_path, Info=lying) as store, pytest.raises(ProtocolViolation):
+        store.info(DIGEST)
+
+
+def test_a_server_that_never_ends_a_stream_of_writes_is_left(tmp_path: Path) -> None:
+    given_up = threading.Event()
+
+    def answer(requests: Iterator[Any], _: Any) -> Iterator[Any]:
+        for request in requests:
+            yield messages.WriteContentResponse(action=request.action, total=1)
+        try:
+            while True:
+                yield messages.WriteContentResponse()
+        finally:
+            given_up.set()
+
+    with scripted(tmp_path, Write=answer) as store:
+        store.writer("ref", total=1).close()
+        assert given_up.wait(10)
+
+
+def test_a_deleted_blob_that_is_longer_than_it_was_said_to_be_fills_no_disk(tmp_path: Path) -> None:
+    sent = 0
+
+    def read(request: Any, _: Any) -> Iterator[Any]:
+        nonlocal sent
+        if request.size:
+            raise NotFound("deleted")
+        while sent < 100 * len(DATA):
+            yield messages.ReadContentResponse(offset=sent, data=DATA)
+            sent += len(DATA)
+
+    with scripted(tmp_path, Info=info, Read=read) as store, pytest.raises(ProtocolViolation):
+        read_of(store)
+    assert sent < 100 * len(DATA)
 
 
 def test_an_error_of_the_servers_keeps_its_kind_and_its_words(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from blobtee.content.api import Info, Status
 from blobtee.content.ingests import encode_ref
+from blobtee.errors import InvalidDigest, ProtocolViolation
 from blobtee.oci import Digest
 from blobtee.wire.content import messages
 from blobtee.wire.table import common
@@ -34,12 +35,22 @@ def info_message(info: Info) -> Any:
     )
 
 
+def digest_of(text: str) -> Digest:
+    """What a server calls a digest; `ProtocolViolation`: it is none."""
+    try:
+        return Digest(text)
+    except InvalidDigest as error:
+        raise ProtocolViolation(f"a server answered with what is no digest: {error}") from error
+
+
 def info_of(message: Any) -> Info:
-    """`InvalidDigest`: the digest is none."""
+    """`ProtocolViolation`: the digest is none, or the size."""
+    if message.size < 0:
+        raise ProtocolViolation(f"a server says that a blob has {message.size} bytes")
     created_at = nanoseconds(message.created_at)
     # containerd 1.6 leaves the second time out of its lists, until it is another.
     updated_at = nanoseconds(message.updated_at) or created_at
-    return Info(Digest(message.digest), message.size, created_at, updated_at, dict(message.labels))
+    return Info(digest_of(message.digest), message.size, created_at, updated_at, dict(message.labels))
 
 
 def status_message(status: Status) -> Any:
@@ -54,12 +65,12 @@ def status_message(status: Status) -> Any:
 
 
 def status_of(message: Any) -> Status:
-    """`InvalidDigest`: the expected digest is none."""
+    """`ProtocolViolation`: the expected digest is none."""
     return Status(
         message.ref,
         message.offset,
         message.total,
-        Digest(message.expected) if message.expected else None,
+        digest_of(message.expected) if message.expected else None,
         nanoseconds(message.started_at),
         nanoseconds(message.updated_at),
     )

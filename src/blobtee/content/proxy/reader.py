@@ -95,8 +95,10 @@ class ProxyReader(ReaderAt):
                 with os_errors(f"keep deleted blob {self._digest}"), TemporaryFile(prefix="blobtee-") as file:
                     saved = 0
                     while (data := self._next(self._anchor, saved)) is not None:
-                        file.write(data)
                         saved += len(data)
+                        if saved > self.size:
+                            break
+                        file.write(data)
                     if saved != self.size:
                         raise ProtocolViolation(f"cannot {self._doing}: {saved} bytes came instead of {self.size}")
                     file.flush()
@@ -115,6 +117,9 @@ class ProxyReader(ReaderAt):
         if message.offset != at:
             raise ProtocolViolation(f"cannot {self._doing}: bytes for {message.offset} came at {at}")
         data: bytes = message.data
+        if not data:
+            # With these a server could keep a reader for ever.
+            raise ProtocolViolation(f"cannot {self._doing}: a message without bytes came at {at}")
         return data
 
     def _check_open(self) -> None:

@@ -13,7 +13,7 @@ from blobtee.content.api import Info, Status, Writer
 from blobtee.content.checks import check_truncation, flat
 from blobtee.content.labels import checked
 from blobtee.content.proxy.connection import Connection
-from blobtee.content.proxy.messages import info_of, nanoseconds, ref_text
+from blobtee.content.proxy.messages import digest_of, info_of, nanoseconds, ref_text
 from blobtee.errors import (
     BlobteeError,
     Closed,
@@ -117,12 +117,10 @@ class ProxyWriter(Writer):
         if not self._open:
             return
         self._open = False
-        self._requests.put(None)
         try:
             # The server ends the stream when it has unlocked the ref.
             with tasks.shield():
-                while self._connection.next(self._call, self._doing) is not None:
-                    pass
+                self._end()
         except BlobteeError:
             pass  # what ended it has been told by the call that met it
         finally:
@@ -153,13 +151,19 @@ class ProxyWriter(Writer):
             return Info(self._digest, offset, *times, labels)
 
     def _reopen(self) -> None:
-        self._requests.put(None)
-        while self._connection.next(self._call, self._doing) is not None:
-            pass
+        self._end()
         self._requests = SimpleQueue()
         self._call = self._connection.converse("Write", iter(self._requests.get, None))
         self._send(STAT, ref=ref_text(self._status.ref), expected=self._status.expected or "")
         self._receive()
+
+    def _end(self) -> None:
+        """End the stream from this side, and wait for the server to."""
+        self._requests.put(None)
+        for _ in range(_AHEAD + 1):  # answers that nobody waited for, and the end
+            if self._connection.next(self._call, self._doing) is None:
+                return
+        raise ProtocolViolation(f"cannot {self._doing}: the server answers what it was not asked")
 
     def _former_total(self) -> int:
         """What the ingest was once opened with: a stream tells of its own total alone."""
@@ -178,7 +182,7 @@ class ProxyWriter(Writer):
         if answer is None:
             raise ProtocolViolation(f"cannot {self._doing}: the server ended the stream")
         if answer.digest:
-            self._digest = Digest(answer.digest)
+            self._digest = digest_of(answer.digest)
         self._status = dataclasses.replace(
             self._status,
             offset=answer.offset,
