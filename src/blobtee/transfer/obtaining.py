@@ -39,13 +39,14 @@ class Obtaining:
     def _ask(self, digest: Digest, size: int, name: str) -> str:
         known = self._answers.get((digest, name))
         if known is None:
-            known = self._answers[digest, name] = self._look(digest, size, Reference.parse(name))
+            known = self._answers[digest, name] = self._look(digest, size, name)
         return known
 
-    def _look(self, digest: Digest, size: int, repository: Reference) -> str:
-        if repository.host in self._silent:
-            return self._silent[repository.host]
+    def _look(self, digest: Digest, size: int, name: str) -> str:
         try:
+            repository = Reference.parse(name)
+            if repository.host in self._silent:
+                return self._silent[repository.host]
             found = self._registry.repository(repository).stat(digest)
         except (Cancelled, Closed):
             raise
@@ -55,5 +56,5 @@ class Obtaining:
         except BlobteeError as error:
             return str(error)
         if found is None:
-            return f"{repository.name} does not have it any more"
-        return "" if found == size else f"{repository.name} has {found} bytes of that name, not {size}"
+            return f"{name} does not have it any more"
+        return "" if found == size else f"{name} has {found} bytes of that name, not {size}"
