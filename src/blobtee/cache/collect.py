@@ -30,7 +30,6 @@ from blobtee.oci import Digest
 from blobtee.seeking import kept
 from blobtee.tasks import check
 from blobtee.tee import leftovers
-from blobtee.tee.digests import forget as forget_digests
 
 if TYPE_CHECKING:
     from blobtee.cache.manager import CacheManager
@@ -283,7 +282,7 @@ class _Sweep:
                     self._done.partials[digest] = nbytes
             partials = {partial.digest for partial in leftovers.leftovers(root)}
             for digest in self._survey.forgotten(leftovers.digested(root), partials):
-                forget_digests(root, digest)
+                leftovers.forget(root, digest)
             for digest in self._survey.forgotten(kept.kept(root), partials):
                 kept.forget(root, digest)
             for digest in self._survey.forgotten([info.digest for info in store.evicted()], ()):

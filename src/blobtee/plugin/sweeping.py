@@ -16,7 +16,7 @@ from blobtee.oci import Digest
 from blobtee.plugin.lazy import LazyBlobs
 from blobtee.plugin.references import References
 from blobtee.seeking import kept
-from blobtee.tee import digests, leftovers
+from blobtee.tee import leftovers
 
 _logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class Sweeper:
         root = self._store.root
         with suppress(StorageError, PermissionDenied):
             leftovers.remove(root, digest)
-            digests.forget(root, digest)
+            leftovers.forget(root, digest)
             kept.forget(root, digest)
             self._store.forget(digest)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from blobtee.content.files import digest_names, os_errors, remove_temporaries
+from blobtee.content.files import digest_names, make_directory, os_errors, remove_temporaries
 from blobtee.oci import Digest
 from blobtee.tee.claims import LIFE, USE, Claims
+from blobtee.tee.digests import path_of
 from blobtee.tee.partial import is_locked_by, remove_files
 
 
@@ -52,16 +53,42 @@ def tidy(root: Path) -> None:
 
 def remove(root: Path, digest: Digest) -> bool:
     """Take a partial blob away; False when somebody has it open, or it is not there."""
-    directory = root / "partial" / digest.algorithm / digest.hex
-    with os_errors(f"remove the partial blob {digest}"):
-        try:
-            claims = Claims(directory / "lock")
-        except (FileNotFoundError, NotADirectoryError):
-            return False  # also when it became a blob a moment ago
-        try:
-            if not (claims.take(LIFE, LIFE + 1) and claims.take(USE, USE + 1) and is_locked_by(directory, claims)):
+    directory = _directory(root, digest)
+    with os_errors(f"remove the partial blob {digest}"), _alone(directory) as alone:
+        if alone:
+            remove_files(directory)
+        return alone
+
+
+def forget(root: Path, digest: Digest) -> bool:
+    """Take away what proves the chunks of a blob; False while there is a partial blob of it: what is here of that, and
+    what comes to who has it open, could not be told from what was never checked."""
+    directory = _directory(root, digest)
+    with os_errors(f"forget the digests of the chunks of {digest}"):
+        # Who opens it now, and looks for them, waits for the lock, and finds the folder gone or them.
+        make_directory(directory)
+        with _alone(directory) as alone:
+            if not alone or (directory / "data").exists():
                 return False
+            with suppress(FileNotFoundError):
+                os.unlink(path_of(root, digest))
             remove_files(directory)
             return True
-        finally:
-            claims.close()
+
+
+def _directory(root: Path, digest: Digest) -> Path:
+    return root / "partial" / digest.algorithm / digest.hex
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[bool]:
+    """Whether nobody else has the partial blob open, nor can while the block lasts."""
+    try:
+        claims = Claims(directory / "lock")
+    except (FileNotFoundError, NotADirectoryError):
+        yield False  # also when it became a blob a moment ago
+        return
+    try:
+        yield claims.take(LIFE, LIFE + 1) and claims.take(USE, USE + 1) and is_locked_by(directory, claims)
+    finally:
+        claims.close()

@@ -334,6 +334,24 @@ def test_collecting_takes_what_no_image_needs_and_nobody_has_open(store: LocalSt
     read(store, origin, 0)
 
 
+def test_what_proves_chunks_stays_while_anything_of_the_blob_is_here(store: LocalStore) -> None:
+    origin = Origin(DATA)
+    tee = Tee(store)
+    tee.fill(DESC, origin.source)
+    store.delete(DESC.digest)
+    with tee.reader_at(DESC, origin.source) as reader:
+        assert reader.read_at(0, 10) == DATA[:10]
+        assert not leftovers.forget(store.root, DESC.digest)
+    tee.close()
+    assert not leftovers.forget(store.root, DESC.digest)
+    with Tee(store).reader_at(DESC, origin.source) as again:
+        assert again.read_at(0, 10) == DATA[:10]
+    assert leftovers.remove(store.root, DESC.digest)
+    assert leftovers.forget(store.root, DESC.digest)
+    assert not list(leftovers.digested(store.root))
+    assert not list(leftovers.leftovers(store.root))
+
+
 def test_chunks_that_nothing_proved_are_not_taken_for_proven_when_the_digests_are_back(store: LocalStore) -> None:
     """Digests that cannot be read at the moment, for want of a descriptor, say."""
     tee = Tee(store)
