@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blobtee.content.files import digest_names, make_directory, os_errors, remove_temporaries
+from blobtee.errors import StorageFull
 from blobtee.oci import Digest
 from blobtee.tee.claims import LIFE, USE, Claims
 from blobtee.tee.digests import path_of
@@ -62,18 +63,22 @@ def remove(root: Path, digest: Digest) -> bool:
 
 def forget(root: Path, digest: Digest) -> bool:
     """Take away what proves the chunks of a blob; False while there is a partial blob of it: what is here of that, and
-    what comes to who has it open, could not be told from what was never checked."""
+    what comes to who has it open, could not be told from what was never checked. False, too, when a full disk has no
+    room for the lock: making room must not fail of that."""
     directory = _directory(root, digest)
-    with os_errors(f"forget the digests of the chunks of {digest}"):
-        # Who opens it now, and looks for them, waits for the lock, and finds the folder gone or them.
-        make_directory(directory)
-        with _alone(directory) as alone:
-            if not alone or (directory / "data").exists():
-                return False
-            with suppress(FileNotFoundError):
-                os.unlink(path_of(root, digest))
-            remove_files(directory)
-            return True
+    try:
+        with os_errors(f"forget the digests of the chunks of {digest}"):
+            # Who opens it now, and looks for them, waits for the lock, and finds the folder gone or them.
+            make_directory(directory)
+            with _alone(directory) as alone:
+                if not alone or (directory / "data").exists():
+                    return False
+                with suppress(FileNotFoundError):
+                    os.unlink(path_of(root, digest))
+                remove_files(directory)
+                return True
+    except StorageFull:
+        return False
 
 
 def _directory(root: Path, digest: Digest) -> Path:

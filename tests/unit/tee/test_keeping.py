@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -350,6 +351,23 @@ def test_what_proves_chunks_stays_while_anything_of_the_blob_is_here(store: Loca
     assert leftovers.forget(store.root, DESC.digest)
     assert not list(leftovers.digested(store.root))
     assert not list(leftovers.leftovers(store.root))
+
+
+def test_a_full_disk_is_collected_all_the_same(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    tee = Tee(store)
+    tee.fill(DESC, Origin(DATA).source)
+    tee.close()
+    store.delete(DESC.digest)
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(leftovers, "make_directory", full)
+        CacheManager(store).collect(grace=0)
+        assert list(leftovers.digested(store.root)) == [DESC.digest]
+    CacheManager(store).collect(grace=0)
+    assert not list(leftovers.digested(store.root))
 
 
 def test_chunks_that_nothing_proved_are_not_taken_for_proven_when_the_digests_are_back(store: LocalStore) -> None:
