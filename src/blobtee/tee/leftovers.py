@@ -66,6 +66,8 @@ def forget(root: Path, digest: Digest) -> bool:
     what comes to who has it open, could not be told from what was never checked. False, too, when a full disk has no
     room for the lock: making room must not fail of that."""
     directory = _directory(root, digest)
+    if not (directory.exists() or path_of(root, digest).exists()):
+        return True  # most blobs were never read by parts: no folder is made, and synced, to find that out
     try:
         with os_errors(f"forget the digests of the chunks of {digest}"):
             # Who opens it now, and looks for them, waits for the lock, and finds the folder gone or them.

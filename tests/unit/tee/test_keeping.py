@@ -335,6 +335,12 @@ def test_collecting_takes_what_no_image_needs_and_nobody_has_open(store: LocalSt
     read(store, origin, 0)
 
 
+def test_forgetting_a_blob_of_which_no_chunk_is_known_writes_nothing(tmp_path: Path) -> None:
+    """A sweep asks it of every blob that goes, and a folder for the lock costs a sync each."""
+    assert leftovers.forget(tmp_path, DESC.digest)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_proves_chunks_stays_while_anything_of_the_blob_is_here(store: LocalStore) -> None:
     origin = Origin(DATA)
     tee = Tee(store)
