@@ -15,6 +15,7 @@ from blobtee.errors import (
     Cancelled,
     Closed,
     InvalidArgument,
+    NotFound,
     ProtocolViolation,
     StorageError,
 )
@@ -53,12 +54,17 @@ class Registry:
     ) -> None:
         variables = dict(os.environ if environ is None else environ)
         self.settings = settings or Settings()
+        self._environ = variables
         self._hosts = hosts or Hosts()
         self._credentials: Credentials = credentials or FileCredentials(variables)
         self._transport = Transport(self.settings, Proxies.from_environment(variables), variables)
         self._lock = threading.Lock()
         self._sessions: dict[tuple[str, Host], Session] = {}
         self._closed = False
+
+    def with_settings(self, settings: Settings) -> Registry:
+        """A client of its own, with the same hosts and credentials: what one waits for does not hold up the other."""
+        return Registry(hosts=self._hosts, credentials=self._credentials, settings=settings, environ=self._environ)
 
     def repository(self, reference: Reference | str) -> Repository:
         """The repository that `reference` names; `InvalidReference`. Nothing is asked of the registry yet."""
@@ -149,16 +155,21 @@ class Repository:
         return BlobSource(hosts, desc, self._registry.settings)
 
     def stat(self, digest: str) -> int | None:
-        """Size in bytes of a blob, asked by HEAD; None when the registry does not have it."""
+        """Size in bytes of a blob, asked by HEAD; None when the registry does not have it. `DigestMismatch`."""
         checked = Digest(digest)
 
-        def look(session: Session, hasty: bool) -> int | None:
+        def look(session: Session, hasty: bool) -> int:
             size = stat(session, self.reference.repository, checked, Scope(self.reference.repository), hasty=hasty)
-            if size is not None and size < 0:
+            if size is None:
+                raise NotFound(f"{session.name} does not have {self.reference.name}@{checked}")
+            if size < 0:
                 raise ProtocolViolation(f"{session.name} has {self.reference.name}@{checked} but does not say its size")
             return size
 
-        return self._try("pull", look)
+        try:
+            return self._try("pull", look)
+        except NotFound:  # of the last host: what a mirror does not have, the next one may
+            return None
 
     def tags(self) -> Iterator[str]:
         """All tags, in the registry's order, fetched page by page as they are consumed. `NotFound`."""

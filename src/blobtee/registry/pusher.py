@@ -25,7 +25,7 @@ from blobtee.errors import (
     SizeMismatch,
     Unauthenticated,
 )
-from blobtee.oci import Descriptor, Reference
+from blobtee.oci import Descriptor, Digest, Reference
 from blobtee.registry.documents import check_digest
 from blobtee.registry.headers import upload_offset
 from blobtee.registry.limits import Kind
@@ -266,11 +266,13 @@ class _Restart(Exception):
     """The upload has to begin anew, in another way."""
 
 
-def stat(session: Session, repository: str, digest: str, scope: Scope, *, hasty: bool = False) -> int | None:
-    """Size in bytes of a blob, None when it is not there, -1 when it is and its size is not told."""
+def stat(session: Session, repository: str, digest: Digest, scope: Scope, *, hasty: bool = False) -> int | None:
+    """Size in bytes of a blob, None when it is not there, -1 when it is and its size is not told. `DigestMismatch`: the
+    registry says that it has another under this name."""
     url = session.host.url(f"/{repository}/blobs/{digest}")
     what = f"look up {repository}@{digest} on {session.name}"
     with session.ask("HEAD", url, scope, what, expect=(200, 404), hasty=hasty) as reply:
         if reply.status == 404:
             return None
+        check_digest(reply, digest, f"{repository} on {session.name}")
         return -1 if reply.length is None else reply.length

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -165,12 +165,13 @@ class Survey:
         return sum(self.blobs.values()) + sum(self.partials.values()) + sum(self.unfinished.values())
 
     @contextmanager
-    def may_go(self, digest: Digest) -> Iterator[bool]:
-        """Inside a transaction: whether the blob still may go. While the block runs nobody opens a ref on it.
+    def may_go(self, digest: Digest, asked: Collection[frozenset[str]] | None = None) -> Iterator[bool]:
+        """Inside a transaction: whether the blob still may go. While the block runs nobody opens a ref on it. `asked`
+        is what `wanted` said, if anybody was asked.
 
         `Outdated`: nobody knows without another look.
         """
-        if not self._is_unchanged():
+        if not self._is_unchanged() or (asked is not None and asked != self.wanted(digest)):
             raise Outdated
         size = self.blobs[digest]
         holding = self._manager.leases.holding(self._marking.leading(digest))

@@ -148,14 +148,13 @@ class _Work:
         """Take what may go until it is enough. `Outdated`: the survey does not hold any more; what went, went."""
         self._refused = {}
         self._measure(survey)
-        youngest = time.time_ns() - self._spare_ns
         for candidate in survey.candidates:
             if self._after <= self._size:
                 return
             check()
             if candidate.digest in (self._gone.partials if candidate.partial else self._gone.blobs):
                 continue
-            reason = Held.RECENT if self._spare_ns and candidate.used_at > youngest else self._take(survey, candidate)
+            reason = Held.RECENT if self._is_recent(candidate.used_at) else self._take(survey, candidate)
             if reason is None:
                 (self._partials if candidate.partial else self._blobs)[candidate.digest] = candidate.nbytes
                 self._after -= candidate.nbytes
@@ -202,14 +201,16 @@ class _Work:
 
     def _take(self, survey: Survey, candidate: Candidate) -> Held | None:
         """Take one; why it stays, or None."""
+        asked: Collection[frozenset[str]] | None = None
         if self._obtaining is not None and not candidate.partial:
             # Outside of any transaction: an answer may take its time.
-            wanted = survey.wanted(candidate.digest)
-            if refusal := self._obtaining.refusal(candidate.digest, candidate.nbytes, wanted):
+            asked = survey.wanted(candidate.digest)
+            if refusal := self._obtaining.refusal(candidate.digest, candidate.nbytes, asked):
                 self._kept[candidate.digest] = refusal
                 return Held.UNOBTAINABLE
+            self._kept.pop(candidate.digest, None)
         try:
-            taken = self._would(survey, candidate) if self._dry_run else self._did(survey, candidate)
+            taken = self._would(survey, candidate, asked) if self._dry_run else self._did(survey, candidate, asked)
         except NotFound:
             return Held.USED  # somebody else was quicker
         except (DataLoss, PermissionDenied, SizeMismatch, StorageFull, StorageError) as error:
@@ -218,15 +219,20 @@ class _Work:
             return Held.DAMAGED
         return None if taken else Held.USED
 
-    def _would(self, survey: Survey, candidate: Candidate) -> bool:
+    def _is_recent(self, used_at: int) -> bool:
+        return self._spare_ns > 0 and used_at > time.time_ns() - self._spare_ns
+
+    def _would(self, survey: Survey, candidate: Candidate, asked: Collection[frozenset[str]] | None) -> bool:
         if candidate.partial:
             return True
-        with self._store.metadata.transaction(), survey.may_go(candidate.digest) as allowed:
+        with self._store.metadata.transaction(), survey.may_go(candidate.digest, asked) as allowed:
             return allowed
 
-    def _did(self, survey: Survey, candidate: Candidate) -> bool:
+    def _did(self, survey: Survey, candidate: Candidate, asked: Collection[frozenset[str]] | None) -> bool:
         digest = candidate.digest
         if candidate.partial:
             return leftovers.remove(self._store.root, digest)
         keep_proof(self._store, digest, candidate.nbytes)
-        return self._store.evict(digest, lambda: survey.may_go(digest))
+        if self._is_recent(self._store.last_used(digest)):
+            return False  # asking and proving took their time
+        return self._store.evict(digest, lambda: survey.may_go(digest, asked))

@@ -451,3 +451,11 @@ def test_stat_is_one_head(serve: Serve, connect: Connect) -> None:
     repository = at(connect, server)
     assert repository.stat(DIGEST) == 123
     assert repository.stat(Digest.of(b"no")) is None
+
+
+def test_stat_does_not_believe_who_names_another_blob(serve: Serve, connect: Connect) -> None:
+    other = Digest.of(b"other")
+    server = serve(lambda asked, wire: wire.answer(200, {"Content-Length": "123", "Docker-Content-Digest": other}))
+    with pytest.raises(DigestMismatch):
+        at(connect, server).stat(DIGEST)
+    assert at(connect, server).stat(other) == 123

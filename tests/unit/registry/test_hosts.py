@@ -244,6 +244,29 @@ def test_a_blob_falls_over_to_the_next_host_and_goes_on_mid_body(
     assert [r.range for r in server.requests] == [(1_000_000, len(DATA))]
 
 
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_blob_that_a_mirror_does_not_have_is_looked_for_at_the_server(
+    tmp_path: Path, serve: Serve, connect: Connect, status: int
+) -> None:
+    mirror = serve(lambda asked, wire: wire.answer(status))
+    server = serve(lambda asked, wire: wire.answer(200 if DESC.digest in asked.path else 404, {"Content-Length": "7"}))
+    repository = connect(hosts=mirrored(tmp_path, server, mirror.url)).repository("reg.example/team/app")
+    assert repository.stat(DESC.digest) == 7
+    assert repository.stat(DIGEST) is None
+
+
+def test_a_client_with_other_settings_has_the_same_hosts_and_connections_of_its_own(
+    tmp_path: Path, serve: Serve, connect: Connect
+) -> None:
+    mirror = serve(lambda asked, wire: wire.answer(200, {"Content-Length": "7"}))
+    server = serve(lambda asked, wire: wire.answer(404))
+    first = connect(hosts=mirrored(tmp_path, server, mirror.url))
+    with first.with_settings(replace(QUICK, attempts=1)) as second:
+        first.close()
+        assert second.repository("reg.example/team/app").stat(DESC.digest) == 7
+        assert second.settings.attempts == 1
+
+
 def test_the_last_hosts_error_is_the_one_told(tmp_path: Path, serve: Serve, connect: Connect) -> None:
     mirror = serve(lambda asked, wire: wire.answer(500))
     server = serve(lambda asked, wire: wire.answer(404))

@@ -21,16 +21,18 @@ from blobtee.compression import Compression
 from blobtee.content import LocalStore, Trust
 from blobtee.errors import InvalidArgument, NotFound, PermissionDenied
 from blobtee.image import Image
-from blobtee.oci import Compressed, Descriptor, Digest
+from blobtee.oci import Compressed, Descriptor, Digest, Reference
+from blobtee.plugin.known import KnownBlobs
 from blobtee.registry import Registry
 from blobtee.tee import digests
 from blobtee.tee.map import CHUNK
 from blobtee.tee.proving import keep_proof
-from blobtee.testing import MemoryRegistry, image, layer
+from blobtee.testing import MemoryRegistry, Request, image, layer
 from blobtee.testing.images import ImageSource
 from blobtee.transfer import evictable, evicting
 from blobtee.transfer.evictable import Held
 from blobtee.transfer.evicting import shrink, usage
+from blobtee.transfer.obtaining import Obtaining
 
 
 def noise(nbytes: int, seed: int) -> bytes:
@@ -144,6 +146,36 @@ def test_what_was_used_lately_can_be_spared(name: str, store: LocalStore) -> Non
     used(store, FIRST, 100)
     done = shrink(store, 0, spare=60)
     assert (set(done.blobs), done.held[Held.RECENT].blobs) == ({FIRST.digest}, 1)
+
+
+def test_what_is_used_while_its_registry_is_asked_is_spared_too(
+    name: str, store: LocalStore, server: MemoryRegistry, client: Registry
+) -> None:
+    used(store, FIRST, 100)
+    used(store, SECOND, 100)
+
+    def reading(request: Request) -> None:
+        if request.method == "HEAD" and request.identifier == FIRST.digest:
+            store.reader_at(FIRST).close()
+
+    server.fault(reading)
+    done = shrink(store, 0, spare=60, obtaining=Obtaining(client))
+    assert (set(done.blobs), done.held[Held.USED].blobs) == ({SECOND.digest}, 1)
+
+
+def test_where_else_a_blob_has_to_be_is_asked_too_when_that_is_said_meanwhile(
+    name: str, store: LocalStore, server: MemoryRegistry, client: Registry
+) -> None:
+    known = KnownBlobs(store)
+
+    def telling(request: Request) -> None:
+        if request.method == "HEAD" and request.repository == "team/app":
+            known.know([FIRST], Reference.parse(f"{server.host}/team/lost"))
+
+    server.fault(telling)
+    done = shrink(store, 0, clients=known, obtaining=Obtaining(client))
+    assert (set(done.blobs), done.held[Held.UNOBTAINABLE].blobs) == ({SECOND.digest}, 1)
+    assert "team/lost does not have it" in done.kept[0]
 
 
 def test_an_open_reader_reads_on_what_it_has_open(name: str, store: LocalStore) -> None:
@@ -398,7 +430,7 @@ def test_sizes_and_times_that_make_no_sense(store: LocalStore, size: int, spare:
 
 
 def test_a_survey_that_never_holds_ends(name: str, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def outdated(survey: evictable.Survey, digest: Digest) -> None:
+    def outdated(survey: evictable.Survey, digest: Digest, asked: object) -> None:
         raise evictable.Outdated
 
     monkeypatch.setattr(evictable.Survey, "may_go", outdated)
