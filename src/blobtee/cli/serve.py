@@ -76,7 +76,8 @@ def command(
     from a .socket unit, each named for its tenant by FileDescriptorName=.
 
     With --max-size, blobs that it knows where to have again (`pull --lazy --socket`) make room for what comes, the
-    longest unused first. Clients find them present all the same, and what they read of them comes once more.
+    longest unused first. Clients find them present all the same, and what they read of them comes once more. Registries
+    are asked first whether they still have them.
 
     \b
     Examples:

@@ -1,9 +1,14 @@
-"""Keeping a store that is served below a size: blobs that a registry has are lazy again, the longest unused first."""
+"""Keeping a store that is served below a size: blobs that a registry has are lazy again, the longest unused first.
+
+Registries are asked whether they still have them, by a client that is there for nothing else: no RPC stands in a queue
+behind a question, and none is asked while anything is locked.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 
 from blobtee import tasks
 from blobtee.cache import Share
@@ -13,6 +18,7 @@ from blobtee.plugin.known import KnownBlobs
 from blobtee.plugin.metrics import Metrics
 from blobtee.transfer.evictable import Held
 from blobtee.transfer.evicting import Shrunk, shrink, usage
+from blobtee.transfer.obtaining import Obtaining
 
 _logger = logging.getLogger(__name__)
 
@@ -45,16 +51,21 @@ class Limiter:
         limit: int,
         known: KnownBlobs,
         metrics: Metrics,
+        obtaining: Obtaining,
         *,
         spare: float = SPARE_SECONDS,
         interval: float = INTERVAL_SECONDS,
         pause: float = PAUSE_SECONDS,
     ) -> None:
-        """`limit`: bytes of blobs, partial blobs and unfinished writes. Times are seconds."""
+        """`limit`: bytes of blobs, partial blobs and unfinished writes. `obtaining` is this one's alone. Times are
+        seconds."""
         self._store = store
         self._limit = limit
         self._known = known
         self._metrics = metrics
+        self._obtaining = obtaining
+        self._failing: frozenset[str] = frozenset()
+        self._held: Mapping[Held, Share] = {}
         self._spare = spare
         self._interval = interval
         self._pause = pause
@@ -69,6 +80,7 @@ class Limiter:
         self._thread = threading.Thread(target=self._run, name="blobtee-limit", daemon=True)
         metrics.gauge("blobtee_store_bytes", "Bytes that the store takes, at the last look.", lambda: {"": self._usage})
         metrics.gauge("blobtee_store_limit_bytes", "Bytes that it may take.", lambda: {"": limit})
+        metrics.gauge("blobtee_store_held_bytes", "Bytes that could not go at the last look, by why.", self._held_bytes)
         metrics.on_arrival = self.arrived
 
     def start(self) -> None:
@@ -95,13 +107,29 @@ class Limiter:
         self._usage = usage(self._store)
         shrunk: Shrunk | None = None
         if self._usage > self._limit:
-            shrunk = shrink(self._store, int(self._limit * GOAL), clients=self._known, spare=self._spare)
-            self._usage = shrunk.after
+            goal = int(self._limit * GOAL)
+            shrunk = shrink(self._store, goal, clients=self._known, obtaining=self._obtaining, spare=self._spare)
+            self._usage, self._held = shrunk.after, shrunk.held
+            self._tell_of_registries()
             self._tell(shrunk)
         else:
-            self._said, self._waiting = False, 0
+            self._said, self._waiting, self._held = False, 0, {}
         self._slack = max(self._limit - self._usage, int(self._limit * _STEP))
         return shrunk
+
+    def _held_bytes(self) -> dict[str, float]:
+        return {f'reason="{reason}"': share.nbytes for reason, share in self._held.items()}
+
+    def _tell_of_registries(self) -> None:
+        """Once when one fails, and once when it answers again."""
+        failing = self._obtaining.failing
+        for host in sorted(failing.keys() - self._failing):
+            _logger.warning(
+                "%s does not tell which blobs it still has; until it does, they stay: %s", host, failing[host]
+            )
+        for host in sorted(self._failing - failing.keys()):
+            _logger.info("%s tells again which blobs it still has", host)
+        self._failing = frozenset(failing)
 
     def _tell(self, shrunk: Shrunk) -> None:
         went = len(shrunk.blobs) + len(shrunk.partials)

@@ -29,6 +29,7 @@ class Metrics:
         self._opened: Counter[tuple[str, str]] = Counter()
         self._fetched: Counter[str] = Counter()
         self._evicted: Counter[str] = Counter()
+        self._asked: Counter[tuple[str, str]] = Counter()
         self.on_arrival: Callable[[int], None] = lambda nbytes: None
         """Called with the bytes of blobs that came, from clients and from registries."""
         self._counted: dict[str, Callable[[], Mapping[str, Counts]]] = {}
@@ -78,6 +79,11 @@ class Metrics:
             self._evicted["blobs"] += blobs
             self._evicted["bytes"] += nbytes
 
+    def count_asked(self, registry: str, answer: str) -> None:
+        """See `transfer.obtaining.Told`."""
+        with self._lock:
+            self._asked[registry, answer] += 1
+
     def text(self) -> str:
         """All of it, as Prometheus reads it."""
         return "".join(f"{line}\n" for line in self._lines())
@@ -86,6 +92,7 @@ class Metrics:
         with self._lock:
             rpcs, sums, nbytes = Counter(self._rpcs), Counter(self._sums), Counter(self._bytes)
             opened, fetched, evicted = Counter(self._opened), dict(self._fetched), self._evicted.copy()
+            asked = self._asked.copy()
             seconds = {key: list(counts) for key, counts in self._seconds.items()}
         for tenant, of_tenant in self._counted.items():
             for method, more in of_tenant().items():
@@ -124,10 +131,15 @@ class Metrics:
         yield f"blobtee_evictions_total {evicted['blobs']}"
         yield from _head("blobtee_evicted_bytes_total", "Bytes that they gave back.", "counter")
         yield f"blobtee_evicted_bytes_total {evicted['bytes']}"
-        for name, (text, read) in self._gauges.items():
+        yield from _head(
+            "blobtee_eviction_checks_total", "Questions to registries whether they still have a blob.", "counter"
+        )
+        for (registry, answer), count in sorted(asked.items()):
+            yield f'blobtee_eviction_checks_total{{registry="{registry}",answer="{answer}"}} {count}'
+        for name, (text, read) in list(self._gauges.items()):
             yield from _head(name, text, "gauge")
             for labels, value in read().items():
-                yield f"{name}{{{labels}}} {value:g}" if labels else f"{name} {value:.0f}"
+                yield f"{name}{{{labels}}} {value:.15g}" if labels else f"{name} {value:.15g}"
 
 
 class Tally:

@@ -29,6 +29,7 @@ from blobtee.plugin.sockets import SocketFile
 from blobtee.plugin.sweeping import Sweeper
 from blobtee.plugin.tenants import Tenant
 from blobtee.registry import Registry
+from blobtee.transfer.obtaining import HASTY, Obtaining
 from blobtee.transfer.remote import default_registry
 from blobtee.wire import content, control
 
@@ -82,7 +83,8 @@ class Server:
         """`max_streams` is how many RPCs may run at once; more are `RESOURCE_EXHAUSTED`, until some have ended. By
         default it follows from the limit on descriptors, which is raised as far as it goes. Lazy blobs come through
         `registry` (one for the process by default), which stays the caller's. What is above `max_size` bytes makes room
-        (`plugin.limiting`), as far as it can be had again.
+        (`plugin.limiting`), as far as it can be had again: whether it can, is asked with the hosts and credentials of
+        `registry`.
 
         `InvalidArgument`: a tenant's name or a path that cannot be, or one that is there twice.
         """
@@ -101,7 +103,12 @@ class Server:
         self._lazy = LazyBlobs(store, self._registry, self.metrics, linger=LINGER_SECONDS)
         self._remembered = Remembered.of(store)
         self._sweeper = Sweeper(store, self._references, self._lazy)
-        self._limiter = Limiter(store, max_size, self._lazy, self.metrics) if max_size is not None else None
+        self._asking: Registry | None = None
+        self._limiter: Limiter | None = None
+        if max_size is not None:
+            self._asking = self._registry.with_settings(HASTY)
+            obtaining = Obtaining(self._asking, told=self.metrics.count_asked)
+            self._limiter = Limiter(store, max_size, self._lazy, self.metrics, obtaining)
         self._places: list[_Place] = []
         self._serving: Serving | None = None
         self._started = False
@@ -159,6 +166,8 @@ class Server:
             self._sweeper.stop()
             if self._limiter is not None:
                 self._limiter.stop()
+        if self._asking is not None:
+            self._asking.close()
         self._lazy.close()
 
     def __enter__(self) -> Self:

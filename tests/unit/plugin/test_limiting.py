@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -24,9 +25,10 @@ from blobtee.plugin.server import Listen, Server
 from blobtee.registry import Registry
 from blobtee.registry.settings import Settings
 from blobtee.tee.map import CHUNK
-from blobtee.testing import MemoryRegistry, image, layer
+from blobtee.testing import Answer, MemoryRegistry, Request, image, layer
 from blobtee.transfer.evictable import Held
 from blobtee.transfer.evicting import shrink, usage
+from blobtee.transfer.obtaining import HASTY, LONGEST_PAUSE_SECONDS, Obtaining
 from tests.unit.plugin.contentclient import Client
 
 QUICK = Settings(backoff=0.01, patience=0.1)
@@ -65,11 +67,17 @@ def one(server: Server, tmp_path: Path) -> Iterator[ProxyStore]:
 
 
 @pytest.fixture
-def limiter(server: Server, store: LocalStore) -> Callable[[int], Limiter]:
+def obtaining(server: Server) -> Iterator[Obtaining]:
+    with server._registry.with_settings(HASTY) as asking:
+        yield Obtaining(asking, told=server.metrics.count_asked)
+
+
+@pytest.fixture
+def limiter(server: Server, store: LocalStore, obtaining: Obtaining) -> Callable[[int], Limiter]:
     """Looks when it is told to."""
 
     def make(limit: int) -> Limiter:
-        return Limiter(store, limit, server._lazy, server.metrics, spare=0)
+        return Limiter(store, limit, server._lazy, server.metrics, obtaining, spare=0)
 
     return make
 
@@ -195,12 +203,13 @@ def test_a_rest_that_may_not_go_is_said_once(
 
 
 def test_what_was_used_a_moment_ago_is_left_and_not_complained_of(
-    name: str, one: ProxyStore, store: LocalStore, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+    name: str, one: ProxyStore, store: LocalStore, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    obtaining: Obtaining,
+) -> None:  # fmt: skip
     pull_lazily(tmp_path / "one.sock", name)
     read(one, FIRST)
     limit = usage(store) - FIRST.size
-    looking = Limiter(store, limit, server._lazy, server.metrics)
+    looking = Limiter(store, limit, server._lazy, server.metrics, obtaining)
     for number in range(11):
         shrunk = looking.look()
         assert shrunk is not None
@@ -210,6 +219,94 @@ def test_what_was_used_a_moment_ago_is_left_and_not_complained_of(
     shrunk = looking.look()
     assert shrunk is not None
     assert set(shrunk.blobs) == {FIRST.digest}
+
+
+def lines(server: Server, name: str) -> list[str]:
+    return [line for line in server.metrics.text().splitlines() if line.startswith(name)]
+
+
+def test_what_its_registry_has_no_more_stays_and_can_be_read(
+    name: str, one: ProxyStore, store: LocalStore, server: Server, registry: MemoryRegistry, tmp_path: Path,
+    limiter: Callable[[int], Limiter],
+) -> None:  # fmt: skip
+    pull_lazily(tmp_path / "one.sock", name)
+    read(one, FIRST)
+    read(one, SECOND)
+    registry.remove_blob(FIRST.digest)
+    looking = limiter(0)
+    for _ in range(3):
+        shrunk = looking.look()
+        assert shrunk is not None
+        assert shrunk.held[Held.UNOBTAINABLE].nbytes == FIRST.size
+    assert FIRST.digest in present(store)
+    assert SECOND.digest not in present(store)
+    assert read(one, FIRST) == SOURCE.layers[0].data
+    assert lines(server, "blobtee_eviction_checks_total") == [
+        f'blobtee_eviction_checks_total{{registry="{registry.host}",answer="missing"}} 1',
+        f'blobtee_eviction_checks_total{{registry="{registry.host}",answer="present"}} 1',
+    ]
+    assert f'blobtee_store_held_bytes{{reason="unobtainable"}} {FIRST.size}' in server.metrics.text()
+
+
+def test_a_registry_that_is_down_keeps_its_blobs_is_told_of_once_and_asked_again_later(
+    name: str, one: ProxyStore, store: LocalStore, server: Server, registry: MemoryRegistry, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    pull_lazily(tmp_path / "one.sock", name)
+    read(one, FIRST)
+    read(one, SECOND)
+    now = time.monotonic()
+    with server._registry.with_settings(HASTY) as asking, caplog.at_level(logging.INFO, "blobtee.plugin.limiting"):
+        obtaining = Obtaining(asking, told=server.metrics.count_asked, clock=lambda: now)
+        looking = Limiter(store, 1, server._lazy, server.metrics, obtaining, spare=0)
+        registry.stop()
+        for _ in range(20):
+            looking.look()
+            now += 60
+        assert {FIRST.digest, SECOND.digest} <= present(store)
+        assert len([each for each in caplog.messages if "does not tell" in each]) == 1
+        assert len([each for each in caplog.messages if "no registry was found to have" in each]) == 1
+        (line,) = lines(server, "blobtee_eviction_checks_total")
+        assert 3 <= int(line.rpartition(" ")[2]) <= 6
+        registry.start()
+        now += LONGEST_PAUSE_SECONDS
+        looking.look()
+        assert not {FIRST.digest, SECOND.digest} & present(store)
+        assert len([each for each in caplog.messages if "tells again" in each]) == 1
+
+
+def test_a_registry_that_hangs_holds_up_neither_rpcs_nor_the_end_of_the_server(
+    name: str, store: LocalStore, registry: MemoryRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "one.sock"
+    asked = threading.Event()
+
+    def hang(request: Request) -> Answer | None:
+        if request.method != "HEAD" or request.kind != "blob":
+            return None
+        asked.set()
+        return Answer(delay=60)
+
+    registry.fault(hang)
+    monkeypatch.setattr(Limiter.__init__, "__kwdefaults__", {"spare": 0.0, "interval": 60.0, "pause": 0.05})
+    with Registry(settings=QUICK) as client, ProxyStore(path) as one:
+        server = Server(store, [Listen("one", path)], registry=client, max_size=SECOND.size)
+        server.start()
+        try:
+            pull_lazily(path, name)
+            assert read(one, FIRST) == SOURCE.layers[0].data
+            assert asked.wait(20)
+            started = time.monotonic()
+            pull_lazily(path, SOURCE.push(registry, "team/other", "v1"))
+            assert read(one, SECOND) == SOURCE.layers[1].data
+            one.update(FIRST.digest, {"of": "the tenant"})
+            one.delete(FIRST.digest)
+            assert time.monotonic() - started < 5, "the question is under way for ten seconds"
+        finally:
+            started = time.monotonic()
+            server.stop(0)
+        assert time.monotonic() - started < 5
+        registry.stop()  # what it still waits with
 
 
 def test_a_server_with_a_limit_makes_room_by_itself(
@@ -234,8 +331,9 @@ def test_a_server_with_a_limit_makes_room_by_itself(
 
 
 def test_a_look_that_fails_is_logged_and_there_is_another(
-    store: LocalStore, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+    store: LocalStore, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    obtaining: Obtaining,
+) -> None:  # fmt: skip
     looks = []
 
     def failing(_: LocalStore) -> int:
@@ -243,7 +341,7 @@ def test_a_look_that_fails_is_logged_and_there_is_another(
         raise OSError("a defect")
 
     monkeypatch.setattr(limiting, "usage", failing)
-    limiter = Limiter(store, 1, server._lazy, server.metrics, interval=0.01, pause=0.01)
+    limiter = Limiter(store, 1, server._lazy, server.metrics, obtaining, interval=0.01, pause=0.01)
     limiter.start()
     deadline = time.monotonic() + 20
     while len(looks) < 3 and time.monotonic() < deadline:
