@@ -18,6 +18,7 @@ import pytest
 from blobtee import tasks
 from blobtee.content import LocalStore
 from blobtee.content.proxy import ProxyStore
+from blobtee.content.proxy.connection import Connection, _Patience
 from blobtee.content.proxy.messages import ref_of, ref_text
 from blobtee.errors import (
     BlobteeError,
@@ -290,6 +291,52 @@ def test_closing_a_store_ends_what_waits_in_other_threads(tmp_path: Path) -> Non
         walker.join(30)
         ended.set()
     assert [type(error) for error in caught] == [Closed]
+
+
+def test_who_walks_on_after_the_end_is_told_so_and_wakes_nothing(tmp_path: Path) -> None:
+    pages = [messages.ListContentResponse(info=[messages.Info(digest=DIGEST, size=1)])] * 3
+    with scripted(tmp_path, List=lambda request, call: iter(pages)) as store:
+        walk = store.walk()
+        next(walk)
+        store.close()
+        with pytest.raises(Closed):
+            list(walk)
+        assert "blobtee-proxy" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_store_that_is_closed_while_a_call_begins_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = Connection.check_open
+
+    def closed_by_another_thread(connection: Connection) -> None:
+        check(connection)
+        connection.close()
+
+    begin: list[Callable[[ProxyStore], object]] = [
+        lambda store: store.info(DIGEST),
+        lambda store: list(store.walk()),
+        lambda store: store.writer("ref"),
+    ]
+    for call in begin:
+        with ProxyStore(tmp_path / "socket") as store, monkeypatch.context() as patch:
+            patch.setattr(Connection, "check_open", closed_by_another_thread)
+            with pytest.raises(Closed):
+                call(store)
+
+
+def test_who_is_late_is_told_so_by_the_call_that_waited(tmp_path: Path) -> None:
+    """An answer that comes at the moment when it is given up: the next call would not know why it fails."""
+    patience = _Patience()
+    given_up = threading.Event()
+
+    class Call:
+        def cancel(self) -> None:
+            given_up.set()
+
+    with pytest.raises(DeadlineExceeded, match="too late"), patience.watching(Call(), 0.01, "too late"):
+        assert given_up.wait(10)
+    patience.stop()
+    with pytest.raises(Closed), patience.watching(Call(), 10, "too late"):
+        pass
 
 
 def test_a_locked_ref_of_another_client_is_told_from_a_lost_connection(tmp_path: Path) -> None:

@@ -67,7 +67,8 @@ class Connection:
     def ask(self, method: str, request: Any, doing: str) -> Any:
         """The answer to one request. `doing` completes the sentence "cannot …"."""
         self.check_open()
-        call = self._unary[method].future(request, timeout=self.timeout, metadata=self._metadata)
+        with self._beginning():
+            call = self._unary[method].future(request, timeout=self.timeout, metadata=self._metadata)
         with self.failing(call, doing), _cancelled_with_the_task(call):
             return call.result()
 
@@ -75,21 +76,23 @@ class Connection:
         """The running call of a method that answers with many messages: take them by `next`, then cancel it. Of an
         `unhurried` one no more than 64 KiB are on their way before they are asked for."""
         self.check_open()
-        return (self._unhurried if unhurried else self._streamed)[method](request, metadata=self._metadata)
+        with self._beginning():
+            return (self._unhurried if unhurried else self._streamed)[method](request, metadata=self._metadata)
 
     def converse(self, method: str, requests: Iterator[Any]) -> Any:
         """The running call of a method that answers each of `requests`."""
         self.check_open()
-        return self._duplex[method](requests, metadata=self._metadata)
+        with self._beginning():
+            return self._duplex[method](requests, metadata=self._metadata)
 
     def next(self, call: Any, doing: str) -> Any | None:
         """The next message of a running call; None when the server has ended it, with success."""
-        with self.failing(call, doing), _cancelled_with_the_task(call), self._patience.watching(call, self.timeout):
+        with self._waiting(call, doing):
             return next(call, None)
 
     def begun(self, call: Any, doing: str) -> None:
         """Return when the server has begun to answer; raise when it refused."""
-        with self.failing(call, doing), _cancelled_with_the_task(call), self._patience.watching(call, self.timeout):
+        with self._waiting(call, doing):
             call.initial_metadata()
             if call.done() and call.code() is not grpc.StatusCode.OK:
                 raise call
@@ -101,7 +104,7 @@ class Connection:
             yield
         except (grpc.RpcError, grpc.FutureCancelledError) as error:
             raise self._error(call, doing) from error
-        except ValueError as error:  # the channel was closed between the check and the call
+        except ValueError as error:
             self.check_open()
             raise ProtocolViolation(f"cannot {doing}: {error}") from error
 
@@ -116,14 +119,33 @@ class Connection:
         self._channel.close()
         self._unhurried_channel.close()
 
+    @contextmanager
+    def _beginning(self) -> Iterator[None]:
+        """The block begins a call; the channel may have been closed since somebody looked."""
+        try:
+            yield
+        except ValueError:
+            self.check_open()
+            raise
+
+    @contextmanager
+    def _waiting(self, call: Any, doing: str) -> Iterator[None]:
+        """The block waits for the server's next word in a running call."""
+        late = f"cannot {doing}: {self._late()}"
+        with self.failing(call, doing), _cancelled_with_the_task(call), self._patience.watching(call, self.timeout, late):
+            yield
+
+    def _late(self) -> str:
+        return f"no answer at {self.address} for {self.timeout:g} s"
+
     def _error(self, call: Any, doing: str) -> BlobteeError:
         code, detail = call.code(), str(call.details() or "")
         if self._closed:
             return Closed(f"cannot {doing}: the store is closed")
         if code is grpc.StatusCode.CANCELLED:
             tasks.check()
-        if self._patience.lost(call) or code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeadlineExceeded(f"cannot {doing}: no answer at {self.address} for {self.timeout:g} s")
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlineExceeded(f"cannot {doing}: {self._late()}")
         if code is grpc.StatusCode.CANCELLED:  # not by us: by a server that ends
             return ConnectionFailed(f"cannot {doing}: the server at {self.address} ended the call")
         if code is grpc.StatusCode.UNAVAILABLE:
@@ -133,59 +155,71 @@ class Connection:
         return error_of(code.name, f"cannot {doing}: {detail}")
 
 
+class _Wait:
+    """One wait for one message of a call."""
+
+    def __init__(self, call: Any, deadline: float) -> None:
+        self.call = call
+        self.deadline = deadline
+        self.given_up = False
+
+
 class _Patience:
     """Cancels the calls that waited too long for a message: gRPC knows deadlines of whole calls alone."""
 
     def __init__(self) -> None:
         self._lock = threading.Condition()
-        self._deadlines: dict[Any, float] = {}
-        self._lost: set[Any] = set()
+        self._waits: set[_Wait] = set()
         self._thread: threading.Thread | None = None
+        self._stopped = False
 
     @contextmanager
-    def watching(self, call: Any, seconds: float) -> Iterator[None]:
+    def watching(self, call: Any, seconds: float, late: str) -> Iterator[None]:
+        """Cancel `call` when the block takes longer: it ends with `DeadlineExceeded(late)` then, also if the message
+        came all the same. `Closed`: nobody watches any more."""
+        wait = _Wait(call, time.monotonic() + seconds)
         with self._lock:
-            self._deadlines[call] = time.monotonic() + seconds
+            if self._stopped:
+                raise Closed("the store is closed")
+            self._waits.add(wait)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._watch, name="blobtee-proxy", daemon=True)
                 self._thread.start()
         try:
             yield
+        except grpc.RpcError as error:
+            if wait.given_up:
+                raise DeadlineExceeded(late) from error
+            raise
         finally:
             with self._lock:
-                self._deadlines.pop(call, None)
-
-    def lost(self, call: Any) -> bool:
-        """Whether `call` was given up."""
-        with self._lock:
-            if call not in self._lost:
-                return False
-            self._lost.remove(call)
-            return True
+                self._waits.discard(wait)
+        if wait.given_up:
+            raise DeadlineExceeded(late)
 
     def stop(self) -> None:
         with self._lock:
+            self._stopped = True
             thread, self._thread = self._thread, None
             self._lock.notify_all()
         if thread is not None:
             thread.join()
 
     def _watch(self) -> None:
-        me = threading.current_thread()
         while True:
             with self._lock:
-                if self._thread is not me:
+                if self._stopped:
                     return
                 now = time.monotonic()
-                late = [call for call, deadline in self._deadlines.items() if deadline < now]
-                self._lost.update(late)
+                late = [wait for wait in self._waits if wait.deadline < now]
+                for wait in late:
+                    wait.given_up = True
+                self._waits.difference_update(late)
                 # Coarse on purpose: a message that comes in time never wakes this thread.
                 if not late:
                     self._lock.wait(1.0)
-            for call in late:
-                call.cancel()
-                with self._lock:
-                    self._deadlines.pop(call, None)
+            for wait in late:
+                wait.call.cancel()
 
 
 @contextmanager
