@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -109,6 +110,38 @@ def test_a_server_that_is_not_there_is_a_failed_connection_and_not_a_locked_ref(
         ):
             with pytest.raises(ConnectionFailed, match="socket"):
                 call()
+
+
+def test_a_server_that_is_slow_to_say_hello_is_waited_for(tmp_path: Path) -> None:
+    """As on a busy machine, whose server has no time for who comes."""
+
+    def pass_on(source: socket.socket, target: socket.socket) -> None:
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+    def wait_and_pass_on() -> None:
+        client, _ = listener.accept()
+        with client, socket.socket(socket.AF_UNIX) as server:
+            server.connect(str(tmp_path / "server"))
+            threading.Event().wait(1)
+            back = threading.Thread(target=pass_on, args=(server, client))
+            back.start()
+            pass_on(client, server)
+            back.join()
+
+    def info(request: Any, call: Any) -> Any:
+        return messages.InfoResponse(info=messages.Info(digest=DIGEST, size=1))
+
+    service = calls.Service(SERVICE, {"Info": calls.unary("Info", SILENT, messages.InfoRequest, info)})
+    with socket.socket(socket.AF_UNIX) as listener, serving_at(tmp_path / "server", service):
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        busy = threading.Thread(target=wait_and_pass_on)
+        busy.start()
+        with ProxyStore(tmp_path / "socket") as store:
+            assert store.info(DIGEST).size == 1
+        busy.join()
 
 
 def test_a_server_that_comes_back_is_found_and_the_ingest_goes_on(tmp_path: Path) -> None:

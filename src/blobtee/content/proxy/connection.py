@@ -22,7 +22,6 @@ _OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE),
     # A server that comes back is found at once, not after gRPC's two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Two stores with one address are two connections: closing one is nothing to the other.
     ("grpc.use_local_subchannel_pool", 1),
@@ -34,6 +33,8 @@ _UNHURRIED = [
     # a connection once one of them has moved much.
     ("grpc.http2.bdp_probe", 0),
 ]
+
+_MOST_MS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,15 @@ class Connection:
         self.address = address
         self.timeout = timeout
         self._metadata = tuple((metadata or {}).items())
-        self._channel = channel = grpc.insecure_channel(f"unix:{address}", options=_OPTIONS)
+        # By this name gRPC has how long a server may take to say hello, which on a busy machine is not at once.
+        hello = ("grpc.min_reconnect_backoff_ms", min(int(timeout * 1000) + 1, _MOST_MS))
+        self._channel = channel = grpc.insecure_channel(f"unix:{address}", options=[*_OPTIONS, hello])
         self._patience = _Patience()
         self._closed = False
         self._unary = _opened(channel.unary_unary, methods.service, methods.unary)
         self._streamed = _opened(channel.unary_stream, methods.service, methods.streamed)
         self._duplex = _opened(channel.stream_stream, methods.service, methods.duplex)
-        self._unhurried_channel = grpc.insecure_channel(f"unix:{address}", options=_UNHURRIED)
+        self._unhurried_channel = grpc.insecure_channel(f"unix:{address}", options=[*_UNHURRIED, hello])
         self._unhurried = _opened(self._unhurried_channel.unary_stream, methods.service, methods.streamed)
 
     def ask(self, method: str, request: Any, doing: str) -> Any:
