@@ -27,6 +27,9 @@ PATIENCE_SECONDS = 10.0
 """After this long it begins all the same."""
 
 RETRY_SECONDS = 60.0
+"""Between two tries, when there was an error; and the longest pause between two looks at what is in somebody's hands:
+each is twice as long as the one before, since a look reads what all images need."""
+
 _BATCH = 200
 
 
@@ -40,6 +43,7 @@ class Sweeper:
         self._leases = Leases(store.metadata)
         self._wanted = threading.Event()
         self._ending = threading.Event()
+        self._in_hands = False
         self._thread = threading.Thread(target=self._run, name="blobtee-sweep", daemon=True)
 
     def start(self) -> None:
@@ -62,6 +66,7 @@ class Sweeper:
 
         Nothing goes while a document of an image is damaged, so that nobody knows what belongs to it.
         """
+        self._in_hands = False
         orphans = self._references.orphans()
         if not orphans:
             return 0
@@ -118,7 +123,7 @@ class Sweeper:
                 removed.append(digest)
                 settled.append(digest)
             else:
-                self._wanted.set()  # it is in somebody's hands for a moment: look again
+                self._in_hands = True
         self._references.settle(settled)
         return removed, lazy
 
@@ -148,13 +153,16 @@ class Sweeper:
             return False
 
     def _run(self) -> None:
+        pause: float | None = None
         while not self._ending.is_set():
-            self._wanted.wait()
+            if self._wanted.wait(pause):
+                pause = None
             self._settle_down()
             if self._ending.is_set():
                 return
             try:
                 removed = self.sweep()
+                pause = min(2 * (pause or QUIET_SECONDS), RETRY_SECONDS) if self._in_hands else None
                 if removed:
                     _logger.info("removed %d blobs that nobody holds", removed)
             except Closed:

@@ -324,6 +324,41 @@ def test_the_sweeper_wakes_by_itself(store: LocalStore, references: References) 
         sweeper.stop()
 
 
+def test_what_is_in_hands_is_looked_for_again_after_ever_longer(
+    store: LocalStore, references: References, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeper = Sweeper(store, references)
+    tenant = Tenant("one", store, references, on_delete=sweeper.wake)
+    put(tenant)
+    waits: list[float | None] = []
+    looks = 0
+    discard = store.discard
+
+    def in_hands(digest: str) -> bool:
+        nonlocal looks
+        looks += 1
+        return looks > 9 and discard(digest)
+
+    class Clock(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            return super().wait(0 if timeout is not None else None)
+
+    monkeypatch.setattr(store, "discard", in_hands)
+    sweeper._wanted = Clock()
+    tenant.delete(DIGEST)
+    sweeper.start()
+    try:
+        for _ in range(1000):
+            if not on_disk(store) and waits[-1] is None:
+                break
+            threading.Event().wait(0.01)
+        assert on_disk(store) == []
+        assert waits == [None, 1, 2, 4, 8, 16, 32, 60, 60, 60, None]
+    finally:
+        sweeper.stop()
+
+
 def test_deleting_writing_and_sweeping_at_once_loses_nothing_that_is_held(
     store: LocalStore, one: Tenant, two: Tenant, sweeper: Sweeper
 ) -> None:
