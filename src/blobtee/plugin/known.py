@@ -65,11 +65,15 @@ class KnownBlobs:
             row = connection.execute(query, (digest,)).fetchone()
         if row is None:
             raise NotFound(f"blob {digest} is not in the store")
+        size, media_type, text = row
         try:
-            sources = tuple(Reference.parse(source) for source in json.loads(row[2]))
+            names = json.loads(text)
+            sources = tuple(Reference.parse(name) for name in names if isinstance(name, str))
+            if not sources or len(sources) != len(names) or type(size) is not int or size < 0 or not isinstance(media_type, str):
+                raise ValueError("there is no source, no size or no type")
         except (TypeError, ValueError, RecursionError, InvalidReference) as error:
             raise DataLoss(f"where lazy blob {digest} comes from cannot be read: {error}") from None
-        return Lazy(Descriptor(row[1], digest, row[0]), sources)
+        return Lazy(Descriptor(media_type, digest, size), sources)
 
     def sources(self, desc: Descriptor) -> tuple[Reference, ...]:
         """The images that a blob of this digest and size can be had from; none when nobody made it known, or what was

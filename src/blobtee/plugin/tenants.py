@@ -101,13 +101,16 @@ class Tenant:
             # opening finds it gone.
             with self._holding_what_exists(Digest(expected or "")):
                 writer = self._store.writer(self._prefix + ref, total=total, expected=expected)
-        if expected and self._is_lazy(Digest(expected)):
+        try:
+            is_known = expected is not None and self._holds_lazy(Digest(expected))
+        except BaseException:
+            writer.close()
+            raise
+        if is_known:
             writer.close()
             with suppress(RefLocked):
                 self.abort(ref)
-            raise AlreadyExists(
-                f"blob {self._find(Digest(expected)).digest} is known to the store: read it, and it comes"
-            )
+            raise AlreadyExists(f"blob {expected} is known to the store: read it, and it comes")
         return TenantWriter(self, writer)
 
     def status(self, ref: str) -> Status:
@@ -238,6 +241,16 @@ class Tenant:
         try:
             self._lazy.get(digest)
         except (NotFound, DataLoss):
+            return False
+        return True
+
+    def _holds_lazy(self, digest: Digest) -> bool:
+        """Whether the blob is known, and so the tenant's from here on."""
+        if not self._is_lazy(digest):
+            return False
+        try:
+            self._find(digest)
+        except (NotFound, DataLoss):  # the sweep has forgotten it meanwhile
             return False
         return True
 

@@ -18,15 +18,20 @@ from blobtee.errors import (
     AlreadyExists,
     BlobteeError,
     ConnectionFailed,
+    DataLoss,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    StorageError,
     Unimplemented,
 )
 from blobtee.oci import Compressed, Descriptor, Digest, Reference
 from blobtee.plugin.client import Pulled, pull_lazily
+from blobtee.plugin.known import Lazy
 from blobtee.plugin.lazy import LazyBlobs
+from blobtee.plugin.references import References
 from blobtee.plugin.server import Listen, Server
+from blobtee.plugin.tenants import Tenant
 from blobtee.registry import Registry
 from blobtee.registry.settings import Settings
 from blobtee.testing import Answer, MemoryRegistry, Request, image, layer
@@ -153,6 +158,55 @@ def test_writers_of_known_blobs_are_told_so_before_they_send_anything(known: Pul
     one.writer("ref").close()
 
 
+def test_a_writer_of_what_is_forgotten_at_that_moment_may_write(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep forgets a lazy blob that nobody holds, between two looks of a writer at it."""
+    with Registry() as client:
+        lazy = LazyBlobs(store, client)
+        tenant = Tenant("one", store, References(store.metadata), lazy)
+        desc = Descriptor("application/octet-stream", Digest.of(b"x"), 1)
+        get = LazyBlobs.get
+        for looks in range(6):
+            lazy.know([desc], Reference.parse("r.example/app:1"))
+            left = looks
+
+            def forgotten(self: LazyBlobs, digest: Digest) -> Lazy:
+                nonlocal left
+                if left == 0:
+                    lazy.forget([])
+                left -= 1
+                return get(self, digest)
+
+            exists = False
+            with monkeypatch.context() as patch:
+                patch.setattr(LazyBlobs, "get", forgotten)
+                try:
+                    with tenant.writer("ref", total=1, expected=desc.digest) as writer:
+                        writer.write(b"x")
+                except AlreadyExists:
+                    exists = True
+            assert [info.digest for info in tenant.walk()] == [desc.digest] * exists
+            tenant.abort("ref")
+            if exists:
+                tenant.delete(desc.digest)
+
+
+def test_a_writer_that_cannot_be_had_leaves_no_lock(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Registry() as client:
+        tenant = Tenant("one", store, References(store.metadata), LazyBlobs(store, client))
+
+        def fail(self: LazyBlobs, digest: Digest) -> Lazy:
+            raise StorageError("the disk fails")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LazyBlobs, "get", fail)
+            with pytest.raises(StorageError) as raised:
+                tenant.writer("ref", expected=Digest.of(b"x"))
+        assert raised.value is not None  # and with it all that its frames hold
+        tenant.writer("ref").close()
+
+
 def test_bytes_that_somebody_sends_all_the_same_are_kept(
     known: Pulled, one: ProxyStore, registry: MemoryRegistry
 ) -> None:
@@ -245,10 +299,16 @@ def test_sources_are_remembered_newest_first_and_damage_is_told(store: LocalStor
         lazy.know([desc], Reference.parse("r.example/app:9"))
         tags = [source.tag for source in lazy.get(desc.digest).sources]
         assert tags == ["9", "11", "10", "8", "7", "6", "5", "4"]
-        with store.metadata.transaction() as connection:
-            connection.execute("UPDATE lazy_blobs SET sources = '[[]'")
-        with pytest.raises(BlobteeError, match="cannot be read"):
-            lazy.get(desc.digest)
+        for damage in ("sources = '[[]'", "sources = '[]'", "sources = '{}'", "sources = '[1]'", "sources = '[[]]'", "sources = x'ff'",
+                       "size = -1", "size = 'many'", "media_type = x'ff'"):
+            lazy.know([desc], Reference.parse("r.example/app:9"))
+            with store.metadata.transaction() as connection:
+                connection.execute(f"UPDATE lazy_blobs SET {damage}")
+            with pytest.raises(DataLoss, match="cannot be read"):
+                lazy.get(desc.digest)
+            with pytest.raises(DataLoss, match="cannot be read"):
+                lazy.reader_at(desc.digest)
+            assert lazy.sources(desc) == ()
         lazy.know([desc], Reference.parse("r.example/app:1"))
         assert [source.tag for source in lazy.get(desc.digest).sources] == ["1"]
 
