@@ -69,8 +69,10 @@ class KnownBlobs:
         try:
             names = json.loads(text)
             sources = tuple(Reference.parse(name) for name in names if isinstance(name, str))
-            if not sources or len(sources) != len(names) or type(size) is not int or size < 0 or not isinstance(media_type, str):
-                raise ValueError("there is no source, no size or no type")
+            if not sources or len(sources) != len(names):
+                raise ValueError("there is no source")
+            if type(size) is not int or size < 0 or not isinstance(media_type, str):
+                raise ValueError("there is no size, or no type")
         except (TypeError, ValueError, RecursionError, InvalidReference) as error:
             raise DataLoss(f"where lazy blob {digest} comes from cannot be read: {error}") from None
         return Lazy(Descriptor(media_type, digest, size), sources)

@@ -299,8 +299,8 @@ def test_sources_are_remembered_newest_first_and_damage_is_told(store: LocalStor
         lazy.know([desc], Reference.parse("r.example/app:9"))
         tags = [source.tag for source in lazy.get(desc.digest).sources]
         assert tags == ["9", "11", "10", "8", "7", "6", "5", "4"]
-        for damage in ("sources = '[[]'", "sources = '[]'", "sources = '{}'", "sources = '[1]'", "sources = '[[]]'", "sources = x'ff'",
-                       "size = -1", "size = 'many'", "media_type = x'ff'"):
+        sources = [f"sources = {text}" for text in ("'[[]'", "'[]'", "'{}'", "'[1]'", "'[[]]'", "x'ff'")]
+        for damage in (*sources, "size = -1", "size = 'many'", "media_type = x'ff'"):
             lazy.know([desc], Reference.parse("r.example/app:9"))
             with store.metadata.transaction() as connection:
                 connection.execute(f"UPDATE lazy_blobs SET {damage}")

@@ -134,8 +134,8 @@ class Connection:
     @contextmanager
     def _waiting(self, call: Any, doing: str) -> Iterator[None]:
         """The block waits for the server's next word in a running call."""
-        late = f"cannot {doing}: {self._late()}"
-        with self.failing(call, doing), _cancelled_with_the_task(call), self._patience.watching(call, self.timeout, late):
+        watching = self._patience.watching(call, self.timeout, f"cannot {doing}: {self._late()}")
+        with self.failing(call, doing), _cancelled_with_the_task(call), watching:
             yield
 
     def _late(self) -> str:
