@@ -9,6 +9,7 @@ import click
 
 from blobtee.cache import GRACE_SECONDS, CacheManager, Collected, Share
 from blobtee.cli.errors import FAILED
+from blobtee.cli.origins import registry_of
 from blobtee.cli.progress import nbytes
 from blobtee.cli.session import Session, verb
 from blobtee.cli.sizes import SizeType
@@ -42,7 +43,7 @@ from blobtee.transfer.obtaining import HASTY, Obtaining
     is_flag=True,
     help="With --shrink: do not ask registries whether they still have a layer; believe what is recorded.",
 )
-@verb(hosts=True)
+@verb(remote=True)
 def command(session: Session, dry_run: bool, grace: float, size: int | None, unchecked: bool) -> int:
     """Remove what no image and no lease needs any more.
 
@@ -54,7 +55,9 @@ def command(session: Session, dry_run: bool, grace: float, size: int | None, unc
     partial blobs and unfinished writes take at most SIZE. Their images stay complete: what is read of such a layer
     comes again, and only that, checked by digests that are kept. Their registries are asked first: what they do not
     have any more stays, and so does what they do not answer for. What was built, imported or sent by a client is only
-    here and stays. When that is too much, exit status 1, and what holds the rest is told.
+    here and stays. When that is too much, exit status 1, and what holds the rest is told. --username, --plain-http and
+    --no-tls-verify are for a store whose blobs come from one registry; for several there are `docker login` and
+    hosts.toml files.
 
     Documents of images that are damaged or missing are told: exit status 1. Nothing is removed while it is not known
     what belongs to one of them.
@@ -70,6 +73,8 @@ def command(session: Session, dry_run: bool, grace: float, size: int | None, unc
         raise click.UsageError("--grace is a number of seconds")
     if unchecked and size is None:
         raise click.UsageError("--unchecked belongs to --shrink")
+    if session.names_a_registry and (unchecked or size is None):
+        raise click.UsageError("registries are asked with --shrink only, and not with --unchecked")
     with session.store() as store:
         result = CacheManager(store).collect(dry_run=dry_run, grace=grace)
         shrunk = _shrink(session, store, size, result, dry_run, unchecked) if size is not None else None
@@ -109,9 +114,11 @@ def _shrink(
     session: Session, store: LocalStore, size: int, collected: Collected, dry_run: bool, unchecked: bool
 ) -> Shrunk:
     gone = Gone(collected.blobs, collected.partials, collected.ingests) if dry_run else None
-    with session.registry(settings=HASTY) as registry:
-        obtaining = None if unchecked else Obtaining(registry)
-        return shrink(store, size, clients=KnownBlobs(store), obtaining=obtaining, dry_run=dry_run, gone=gone)
+    clients = KnownBlobs(store)
+    if unchecked:
+        return shrink(store, size, clients=clients, dry_run=dry_run, gone=gone)
+    with registry_of(session, store, settings=HASTY) as registry:
+        return shrink(store, size, clients=clients, obtaining=Obtaining(registry), dry_run=dry_run, gone=gone)
 
 
 def _told(share: Share) -> str:

@@ -6,6 +6,7 @@ import click
 
 from blobtee import transfer
 from blobtee.cli.errors import MISMATCH, NOT_FOUND
+from blobtee.cli.origins import registry_of
 from blobtee.cli.progress import nbytes
 from blobtee.cli.session import Session, verb
 
@@ -17,14 +18,14 @@ def command(session: Session, repair: bool) -> int:
     """Check every blob of the store against its digest, and whether images lack something.
 
     Lazy layers of known origin lack nothing. Each problem is a line; exit status 4 if something is broken (and was not
-    repaired), 3 if something is only missing.
+    repaired), 3 if something is only missing. What is said of a registry is for a store whose blobs come from one.
 
     \b
     Examples:
       blobtee verify
       blobtee verify --repair --json
     """
-    with session.store() as store, session.registry() as registry:
+    with session.store() as store, registry_of(session, store) as registry:
         result = transfer.verify(store, repair=repair, registry=registry)
         for problem in result.problems:
             value = {

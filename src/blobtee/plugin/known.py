@@ -86,6 +86,16 @@ class KnownBlobs:
             return ()
         return known.sources if known.desc.size == desc.size else ()
 
+    def repositories(self) -> set[str]:
+        """All that blobs can be had from."""
+        with self._store.metadata.reading() as connection:
+            digests = [digest for (digest,) in connection.execute("SELECT digest FROM lazy_blobs").fetchall()]
+        found: set[str] = set()
+        for digest in digests:
+            with suppress(NotFound, DataLoss):
+                found.update(source.name for source in self.get(digest).sources)
+        return found
+
     def holds(self, lease_id: str) -> bool:
         """Whether the lease is a tenant's: what it holds may be lazy, if it is known."""
         return is_tenant(lease_id)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, TypeGuard
 
 from blobtee import content, tasks
 from blobtee.cache import CacheManager, Handler, MetadataStore, Ref
 from blobtee.cache import labels as cache_labels
-from blobtee.content import Layout, ReaderAt
+from blobtee.content import Layout, LocalStore, ReaderAt
 from blobtee.content.digester import digest_of, digester
 from blobtee.errors import (
     BlobteeError,
@@ -210,6 +211,12 @@ def sources(labels: Mapping[str, str]) -> Iterator[Reference]:
                     reference = Reference.parse(f"{host}/{repository}")
                     if reference.name == f"{host}/{repository}":
                         yield reference
+
+
+def repositories(store: LocalStore) -> set[str]:
+    """All that blobs of the store are known to come from."""
+    infos = itertools.chain(store.walk(), store.quarantined(), store.evicted())
+    return {source.name for info in infos for source in sources(info.labels)}
 
 
 def handlers(manifest: Manifest, references: Sequence[Reference], registry: Registry | None) -> dict[str, Handler]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 
 import pytest
 
@@ -10,7 +12,7 @@ from blobtee.cli.sizes import SizeType
 from blobtee.testing import MemoryRegistry, image
 from blobtee.testing.images import Files
 
-from .conftest import Run
+from .conftest import Result, Run
 
 FILES: list[Files] = [{"a": b"base " * 99}, {"b": b"top " * 99}]
 
@@ -86,6 +88,51 @@ def test_while_the_registry_is_away_all_layers_stay(server: MemoryRegistry, run:
     result = run("gc", "--json", "--shrink", "0")
     shrunk = json.loads(result.out)["shrunk"]
     assert (result.status, shrunk["blobs"], shrunk["held"]["unobtainable"]["blobs"]) == (1, [], 2)
+
+
+def went(result: Result) -> int:
+    return len(json.loads(result.out)["shrunk"]["blobs"])
+
+
+def test_a_registry_that_wants_a_sign_in_gets_the_one_that_is_given(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def give(password: str) -> tuple[str, ...]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(f"{password}\n"))
+        return ("--username", "me", "--password-stdin")
+
+    with MemoryRegistry(users={"me": "secret"}) as server:
+        name = image(FILES).push(server, "team/app")
+        assert run("pull", *give("secret"), name).status == 0
+        refused = run("gc", "--json", "--shrink", "0")
+        assert (refused.status, went(refused), "docker login" in refused.err) == (1, 0, True)
+        assert went(run("gc", "--json", "--shrink", "0", *give("wrong"))) == 0
+        assert went(run("gc", "--json", "--shrink", "0", *give("secret"))) == 2
+        assert run("gc", "--shrink", "0", "--username", "me").status == 2
+
+
+def test_how_to_speak_to_the_registry_can_be_said_when_it_is_one(server: MemoryRegistry, run: Run) -> None:
+    run("pull", image(FILES[:1]).push(server, "team/app"))
+    assert went(run("gc", "--json", "--shrink", "0", "--no-plain-http")) == 0
+    assert went(run("gc", "--json", "--shrink", "0", "--plain-http", "--no-tls-verify")) == 1
+    with MemoryRegistry() as other:
+        run("pull", image(FILES[1:]).push(other, "team/app"))
+        for options in (["--plain-http"], ["--no-tls-verify"], ["--username", "me", "--password-stdin"]):
+            result = run("gc", "--shrink", "0", *options)
+            assert result.status == 2
+            assert server.host in result.err
+            assert other.host in result.err
+        assert went(run("gc", "--json", "--shrink", "0", "--no-plain-http")) == 0
+        assert went(run("gc", "--json", "--shrink", "0", "--hosts-dir", "/nowhere")) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [["--plain-http"], ["--shrink", "0", "--unchecked", "--no-tls-verify"], ["--hosts-dir", "/nowhere"]]
+)
+def test_registries_are_said_something_of_only_where_they_are_asked(run: Run, options: list[str]) -> None:
+    assert run("gc", *options).status == 2
+
+
+def test_a_store_without_anything_asks_nobody(run: Run) -> None:
+    assert run("gc", "--shrink", "0", "--username", "me", "--password-stdin", "--plain-http").status == 0
 
 
 @pytest.mark.parametrize(

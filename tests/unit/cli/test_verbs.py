@@ -196,6 +196,9 @@ def test_verify_finds_and_repairs(server: MemoryRegistry, run: Run, tmp_path: Pa
     repaired = json.loads(run("verify", "--repair", "--json").out)
     assert (repaired["digest"], repaired["repaired"]) == (digest, True)
     assert run("verify").status == 0
+    path.chmod(0o644)
+    path.write_bytes(b"\0" * path.stat().st_size)
+    assert run("verify", "--repair", "--no-plain-http").status == 4, "it speaks no TLS"
 
 
 def test_a_registry_that_lies_gives_status_4_and_one_line(server: MemoryRegistry, run: Run) -> None:
