@@ -132,7 +132,7 @@ class Tree:
         means only that it takes a closer look.
         """
         wanted = [part for part in path.split("/") if part not in ("", ".")]
-        if ".." in wanted or not wanted:
+        if ".." in wanted or not wanted or path.endswith(("/", "/.")):
             return None
         for number in range(len(self.layers) - 1, -1, -1):
             index = self._read(number)

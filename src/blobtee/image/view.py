@@ -61,6 +61,8 @@ class View:
         while pending:
             check()
             part = pending.pop()
+            if part == ".":
+                continue
             if part == "..":
                 del done[-1:]
                 node = None
@@ -219,4 +221,6 @@ def _node(stack: _Stack) -> Node | None:
 
 
 def _reversed_parts(path: str) -> list[str]:
-    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
+    """The names on the way, last first; before them a dot when the path ends as only a directory's may."""
+    names = [part for part in reversed(path.split("/")) if part not in ("", ".")]
+    return [".", *names] if path.endswith(("/", "/.")) else names

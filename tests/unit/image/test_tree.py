@@ -160,6 +160,17 @@ def test_links_are_followed_as_in_a_chroot() -> None:
         seen.lookup("gone")
 
 
+def test_a_path_that_ends_as_a_directorys_leads_to_no_file() -> None:
+    seen = tree([d("etc"), f("etc/x", "x"), s("to-file", "etc/x"), s("to-dir", "etc/"), s("odd", "etc/x/")])
+    for path in ("etc/x/", "etc/x/.", "to-file/", "odd"):
+        with pytest.raises(NotFound, match="not a directory"):
+            seen.lookup(path)
+    for path in ("etc/", "/etc/.", "to-dir", "to-dir/", "etc//"):
+        assert seen.lookup(path).path == "etc"
+    assert seen.lookup("to-dir", follow=False).path == "to-dir"
+    assert seen.lookup("to-dir/", follow=False).path == "etc"
+
+
 def test_links_in_a_circle_end() -> None:
     seen = tree([s("a", "b"), s("b", "a"), s("self", "self/x")])
     for path in ("a", "a/x", "self"):
