@@ -75,9 +75,8 @@ def _file(rig: Rig, image: Image, kind: str) -> Iterator[Row]:
 
 def _chunks(image: Image, path: str) -> set[int]:
     """Chunks of the layer that the file lies in, by the layer's own table of contents, which is here already."""
-    assert image.ref is not None
     [desc] = image.manifest.layers
-    with image.ref.get_remote().provider.reader_at(desc, Trust.RAW) as reader:
+    with image.get_remote().provider.reader_at(desc, Trust.RAW) as reader:
         contents = tables.contents(desc, reader)
     extents = contents.extents(entry for entry in contents.entries if f"/{entry.path}" == path)
     return {chunk for start, end in extents for chunk in range(start // CHUNK, -(-end // CHUNK))}
@@ -89,8 +88,7 @@ def by_name(rig: Rig, folder: Path) -> Iterator[Row]:
     with LocalStore(folder / "other") as store:
         rig.reset()
         with pull(f"{rig.host}/{name}", store, lazy=True, registry=rig.registry) as image:
-            assert image.ref is not None
-            remote = image.ref.get_remote()
+            remote = image.get_remote()
             with remote.provider.reader_at(remote.descriptors[-1], Trust.RAW) as reader:
                 reader.read_at(remote.descriptors[-1].size // 2, 1)
         yield count("  of a layer, known by its image's name alone", rig.count().requests, 3)

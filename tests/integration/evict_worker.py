@@ -67,8 +67,7 @@ def read(root: Path, name: str) -> int:
     desc, data = SOURCE.layers[number].descriptor, SOURCE.layers[number].data
     with LocalStore(root) as store, Registry() as registry:
         with transfer.open_image(name, store, registry=registry) as opened:
-            assert opened.ref is not None
-            provider = opened.ref.get_remote().provider
+            provider = opened.get_remote().provider
         with provider.reader_at(desc) as reader:
             for _ in range(5):
                 at = random.randrange(desc.size - 100)
@@ -79,8 +78,7 @@ def read(root: Path, name: str) -> int:
 def unlazy(root: Path, name: str) -> int:
     with LocalStore(root) as store, Registry() as registry:
         with transfer.open_image(name, store, registry=registry) as opened:
-            assert opened.ref is not None
-            remote = opened.ref.get_remote()
+            remote = opened.get_remote()
         remote.unlazy()
     return 1
 

@@ -81,8 +81,7 @@ def test_a_fill_stands_back_for_other_processes_and_leaves_what_came_when_it_is_
             came = json.loads(line)["current"] if line.startswith(b"{") else 0
         # What lies near the end comes by another request, long before the fill would be there.
         with LocalStore(environ["BLOBTEE_ROOT"]) as store, open_image(name, store) as opened:
-            assert opened.ref is not None
-            provider, desc = opened.ref.get_remote().provider, opened.manifest.layers[0]
+            provider, desc = opened.get_remote().provider, opened.manifest.layers[0]
             with provider.reader_at(desc, Trust.RAW) as reader:
                 assert reader.read_at(30_000_000, 100) == source.layers[0].data[30_000_000:30_000_100]
         assert process.poll() is None

@@ -53,8 +53,7 @@ def check(root: Path, *, gone: bool) -> None:
                 assert all(proof.agree(0, [memoryview(layer.data)]))
         assert transfer.verify(store).good
         with transfer.open_image(NAME, store, registry=registry) as image:
-            assert image.ref is not None
-            assert len(image.ref.get_remote().descriptors) == 2
+            assert len(image.get_remote().descriptors) == 2
         CacheManager(store).collect(grace=0)
         assert {info.digest for info in store.evicted()} == away.keys()
         shrink(store, 0)

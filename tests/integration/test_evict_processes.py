@@ -45,8 +45,7 @@ def told(process: subprocess.Popen[str]) -> int:
 def read(store: LocalStore, name: str, registry: Registry, server: MemoryRegistry) -> None:
     """Each layer is here, or can be read by parts."""
     with transfer.open_image(name, store, registry=registry) as image:
-        assert image.ref is not None
-        provider = image.ref.get_remote().provider
+        provider = image.get_remote().provider
         for digest, layer in LAYERS.items():
             server.reset()
             with provider.reader_at(layer.descriptor) as reader:
@@ -75,8 +74,7 @@ def test_a_kill_at_any_change_loses_nothing(server: MemoryRegistry, tmp_path: Pa
                     assert store.info(digest).labels == labels[digest], f"step {k}"
                 read(store, name, registry, server)
                 with transfer.open_image(name, store, registry=registry) as image:
-                    assert image.ref is not None
-                    image.ref.get_remote().unlazy()
+                    image.get_remote().unlazy()
                 assert {digest: store.info(digest).labels for digest in LAYERS} == labels, f"step {k}"
                 assert transfer.verify(store).good, f"step {k}"
                 assert shrink(store, 0).blobs.keys() == LAYERS.keys(), f"step {k}"

@@ -69,8 +69,7 @@ def test_skopeo_s_image_is_pulled_lazily_mounted_on_and_pulled_whole(
         inspected = json.loads(skopeo("inspect", "--tls-verify=false", f"docker://{report.name}"))
         assert inspected["Digest"] == source.descriptor.digest
 
-        assert image_.ref is not None
-        image_.ref.get_remote().unlazy()
+        image_.get_remote().unlazy()
         assert len(layer_reads(server, source)) == 3
         with image_.open("etc/name") as file:
             assert file.read() == b"top"
@@ -131,8 +130,7 @@ def test_sixty_four_threads_share_one_download_and_one_that_gives_up_breaks_nobo
     name = f"{server.host}/team/app:v1"
     copy(f"oci:{source.write_layout(tmp_path / 'layout', 'v1')}:v1", name, registry=client)
     with pull(name, store, lazy=True, registry=client) as pulled:
-        assert pulled.ref is not None
-        remote = pulled.ref.get_remote()
+        remote = pulled.get_remote()
         barrier = threading.Barrier(64)
         outcomes: list[bytes | BaseException] = []
         impatient = tasks.Cancellation()

@@ -157,9 +157,8 @@ def test_lazy_layers_of_a_real_registry_are_converted_and_umoci_unpacks_the_same
     name = stacked.push_to(server)
     config = RefConfig(Compression(target, force=True))
     with pull(name, store, lazy=True, registry=client) as lazy:
-        assert lazy.ref is not None
         before = len(server.requests())
-        remote = lazy.ref.get_remote(create_if_needed=True, config=config)
+        remote = lazy.get_remote(create_if_needed=True, config=config)
         fetched = [path for method, path, *_ in server.requests()[before:] if method == "GET" and "/blobs/" in path]
         assert sorted(set(fetched)) == sorted(fetched), "a layer was fetched twice"
         needed = {

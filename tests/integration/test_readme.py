@@ -19,6 +19,12 @@ def source() -> ImageSource:
     return image([{"etc/os-release": b"NAME=demo\n"}, {"srv/data": bytes(100_000)}])
 
 
+def snippets(page: Path) -> list[str]:
+    found = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert found
+    return found
+
+
 def run_python(page: Path, registry: MemoryRegistry, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a page's snippets one after another in one namespace, in `folder`, which has the directories they name."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -27,10 +33,8 @@ def run_python(page: Path, registry: MemoryRegistry, folder: Path, monkeypatch: 
     for name in ("app/srv", "tree/etc", "assets/img"):
         (folder / name).mkdir(parents=True)
         (folder / name / "main.py").write_text(f"print({name!r})\n")
-    snippets = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert snippets
     namespace: dict[str, object] = {}
-    for snippet in snippets:
+    for snippet in snippets(page):
         code = (
             snippet.replace("docker.io/", f"{registry.host}/")
             .replace("registry.example/", f"{registry.host}/")
@@ -55,6 +59,7 @@ def test_the_builders_page_does_what_it_says(
 ) -> None:
     with MemoryRegistry() as registry:
         source.push(registry, "library/python", "3.12")
+        image([{"etc/redis.conf": b"port 6379"}]).push(registry, "library/redis", "7")
         run_python(ROOT / "docs" / "builders.md", registry, tmp_path, monkeypatch)
         said = capsys.readouterr().out.splitlines()
         app = registry.document("team/app", "1.0")
@@ -66,6 +71,7 @@ def test_the_builders_page_does_what_it_says(
         assert said[1:3] == ["['etc', 'srv']", "4 layers"]
         assert len([line for line in said if " here " in line]) == 3
         assert (tmp_path / "store-out" / "index.json").exists()
+        assert said[-1].startswith("copy sha256:"), "who pulls by asyncio sees how far it is"
 
 
 def test_the_tees_page_does_what_it_says(source: ImageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,8 +92,19 @@ def test_the_page_on_formats_does_what_it_says(
         assert capsys.readouterr().out == "blob\nusr/lib/a 9\n"
 
 
+def test_the_pages_python_passes_a_strict_type_check(tmp_path: Path) -> None:
+    mypy = pytest.importorskip("mypy.api", reason="mypy is there for `make lint` only")
+    pages = [page for page in PAGES if "```python" in page.read_text()]
+    for page in pages:
+        (tmp_path / f"{page.stem}_snippets.py").write_text("\n".join(snippets(page)))
+    said, problems, status = mypy.run(
+        ["--strict", f"--cache-dir={tmp_path / 'cache'}", *map(str, sorted(tmp_path.glob("*.py")))]
+    )
+    assert status == 0, said + problems
+
+
 def test_the_first_example_of_the_builders_page_is_twenty_lines_of_code() -> None:
-    first = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "builders.md").read_text(), re.DOTALL)[0]
+    first = snippets(ROOT / "docs" / "builders.md")[0]
     code = [line for line in first.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     assert len(code) <= 20
 

@@ -162,8 +162,8 @@ class CacheManager:
             return self._derived(record, [] if parent is None else [parent])
 
     @contextmanager
-    def mounted(self, ref: Ref, handlers: Handlers | None = None, *, session: object = None) -> Iterator[Path]:
-        """A directory with the tree of `ref`, for the block; not to be written to.
+    def mounted(self, ref: Ref | None, handlers: Handlers | None = None, *, session: object = None) -> Iterator[Path]:
+        """A directory with the tree of `ref`, for the block; not to be written to. None is nothing at all.
 
         It is the registered directory itself where that is the whole tree. Else the layers are put on each other in a
         temporary directory under the store's root, lazy ones after being brought; it is removed at the end. Owners,
@@ -173,16 +173,22 @@ class CacheManager:
         `NotFound`: a directory is gone, and there is no blob that was made of it. `NeedsRemoteProvider`,
         `LazyUnavailable`; `TooLarge`: trees within trees (`mounting.MAX_NESTING`).
         """
+        if ref is None:
+            with self.scratch.directory() as path:
+                yield path
+            return
         means = Means(ref.handlers if handlers is None else handlers, current_session() if session is None else session)
         with self.leases.hold(), mounting.mounted(ref, means) as path:
             yield path
 
-    def merge(self, parents: Sequence[Ref], *, description: str = "") -> Ref:
-        """A ref whose layers are those of `parents`, one after another. `InvalidArgument` without any."""
-        if not parents:
+    def merge(self, parents: Sequence[Ref | None], *, description: str = "") -> Ref:
+        """A ref whose layers are those of `parents`, one after another; None has none. `InvalidArgument` without any
+        ref."""
+        refs = [ref for ref in parents if ref is not None]
+        if not refs:
             raise InvalidArgument("a merge needs refs to merge")
-        record = Record(new_id(), Kind.MERGE, tuple(ref.id for ref in parents), description=description)
-        return self._derived(replace(record, created_at=time.time_ns()), parents)
+        record = Record(new_id(), Kind.MERGE, tuple(ref.id for ref in refs), description=description)
+        return self._derived(replace(record, created_at=time.time_ns()), refs)
 
     def diff(self, lower: Ref | None, upper: Ref, *, description: str = "") -> Ref:
         """A ref for what `upper` changes over `lower`; None is nothing at all."""

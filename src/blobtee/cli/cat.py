@@ -78,8 +78,7 @@ def _print_member(output: Output, store: LocalStore, registry: Registry, image: 
         return
     for desc in image.manifest.blobs:
         if desc.digest == digest:
-            layers = image.ref.get_remote().provider if image.ref is not None else store
-            _print_blob(output, store if desc == image.manifest.config else layers, desc)
+            _print_blob(output, store if desc == image.manifest.config else image.get_remote().provider, desc)
             return
     raise NotFound(f"{image.name} has no blob {digest}")
 

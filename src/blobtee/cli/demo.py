@@ -107,8 +107,7 @@ class _Job:
                 steps.append(self._read_file(image, path, watch))
             with self._watched() as watch:
                 before = watch.moved()
-                if image.ref is not None:
-                    image.ref.get_remote().unlazy()
+                image.get_remote().unlazy()
                 moved = watch.moved() - before
                 steps.append(watch.step("unlazy", f"{len(layers)} layers in the store", moved))
             with self._watched() as watch:
@@ -137,10 +136,8 @@ class _Job:
 
     def _convert(self, image: Image, watch: _Watch) -> Step:
         """Every layer as zstd, beside the ones that there are."""
-        if image.ref is None:
-            return watch.step("convert", "skipped: the image has no layers")
         wish = RefConfig(Compression("zstd", force=True))
-        descriptors = image.ref.get_remote(create_if_needed=True, config=wish).descriptors
+        descriptors = image.get_remote(create_if_needed=True, config=wish).descriptors
         before = total_size(image.manifest.layers)
         text = f"{len(descriptors)} layers of {nbytes(before)} in {nbytes(total_size(descriptors))} of zstd"
         return watch.step("convert", text, before)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 from blobtee.errors import InvalidArgument
 from blobtee.oci import Compressed, layer_compression, mediatypes
 
 
-class Type(Enum):
+class Type(StrEnum):
     """How layers are packed (`spec/remote.md` section 5)."""
 
     UNCOMPRESSED = "uncompressed"

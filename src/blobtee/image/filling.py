@@ -22,7 +22,7 @@ class Filling:
     """Under way from when it is made; it ends with the image. Thread-safe."""
 
     def __init__(
-        self, tree: Tree, remote: Remote | None, digest: str, first: Iterable[str], rest: bool, bandwidth: float | None
+        self, tree: Tree, remote: Remote, digest: str, first: Iterable[str], rest: bool, bandwidth: float | None
     ) -> None:
         """`tree` brings the paths `first`, and `remote` then the rest; `digest` is the image's, for who shows it."""
         self.prefetched = 0
@@ -60,7 +60,7 @@ class Filling:
             with tasks.meter(self._digest, "prefetch") as progress:
                 prefetched = self._tree.prefetch(self._first, progress.advance)
             self.prefetched, self.missing = prefetched.nbytes, prefetched.missing
-        if self._rest and self._remote is not None:
+        if self._rest:
             self._remote.unlazy(at_once=_AT_ONCE)
 
 

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from blobtee.cache import Ref
-from blobtee.content import LocalStore, PartialProvider, Provider, Store, Trust
+from blobtee.cache import LazyMultiProvider, Ref, RefConfig, Remote
+from blobtee.content import LocalStore, Store, Trust
 from blobtee.image.filling import Filling
 from blobtee.image.index import Node
 from blobtee.image.prefetch import Prefetched
@@ -38,6 +38,13 @@ class Image:
     _fillings: list[Filling] = field(default_factory=list, init=False, repr=False, compare=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
+    def get_remote(self, create_if_needed: bool = False, config: RefConfig | None = None) -> Remote:
+        """The layers as descriptors, base to top, with a provider that brings what is lazy: see `Ref.get_remote`. Of an
+        image without layers it has none."""
+        if self.ref is None:
+            return Remote((), LazyMultiProvider(()))
+        return self.ref.get_remote(create_if_needed, config)
+
     @property
     def tree(self) -> Tree:
         """The merged tree of all layers, with the trust that is the default."""
@@ -54,14 +61,11 @@ class Image:
 
     def _new_tree(self, trust: Trust) -> Tree:
         shelf = Shelf(self.store.root) if isinstance(self.store, LocalStore) else None
-        if self.ref is None:
-            return Tree(self.manifest.layers, self.store, trust, shelf)
-        remote = self.ref.get_remote()
-        provider: Provider | PartialProvider = remote.provider
+        remote = self.get_remote()
         # What the store knows of a blob may come from the manifest of some other image.
         told = {layer.digest: layer.annotations for layer in self.manifest.layers}
         layers = [replace(desc, annotations=told.get(desc.digest, {})) for desc in remote.descriptors]
-        return Tree(layers, provider, trust, shelf)
+        return Tree(layers, remote.provider, trust, shelf)
 
     def lookup(self, path: str, *, trust: Trust | str = Trust.BLOB) -> Node:
         """See `Tree.lookup`."""
@@ -95,9 +99,8 @@ class Image:
         most `bandwidth` of the line (`tasks.bandwidth_of`), but for what somebody waits for. `InvalidArgument`: no such
         bandwidth, or trust.
         """
-        remote = self.ref.get_remote() if self.ref is not None else None
         rate = bandwidth_of(bandwidth)
-        filling = Filling(self.tree_of(trust), remote, self.descriptor.digest, first, rest, rate)
+        filling = Filling(self.tree_of(trust), self.get_remote(), self.descriptor.digest, first, rest, rate)
         with self._lock:
             self._fillings.append(filling)
         return filling

@@ -142,10 +142,10 @@ def keep(
     return images.assemble(store, name, manifest.descriptor, manifest, config, handlers, image_ref)
 
 
-def packed(image: Image, compression: Compression) -> Remote | None:
-    """The layers of an image packed as `compression` says; None when it has none."""
+def packed(image: Image, compression: Compression) -> Remote:
+    """The layers of an image packed as `compression` says."""
     config = RefConfig(Compression(compression.type, level=compression.level, force=True))
-    return image.ref.get_remote(create_if_needed=True, config=config) if image.ref is not None else None
+    return image.get_remote(create_if_needed=True, config=config)
 
 
 def repacked(
@@ -158,8 +158,7 @@ def repacked(
 ) -> Image:
     """The image with its layers packed as `compression` says, in place of `image`, which is closed; `image` itself
     when that changes nothing. Its documents are in the store, with `labels`, and held by the lease of the context."""
-    remote = packed(image, compression)
-    plan = Plan(image.config, remote.descriptors if remote is not None else ())
+    plan = Plan(image.config, packed(image, compression).descriptors)
     rewritten = rewrite([image.manifest], {image.manifest.digest: plan})
     manifest = rewritten.documents[-1]
     assert isinstance(manifest, Manifest)

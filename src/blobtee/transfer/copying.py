@@ -123,9 +123,8 @@ class _Stored:
         for image in self.images:
             if image.manifest.digest in wanted:
                 layers = packed(image, compression)
-                plans[image.manifest.digest] = Plan(image.config, layers.descriptors if layers is not None else ())
-                if layers is not None:
-                    self.add_layers(layers)
+                plans[image.manifest.digest] = Plan(image.config, layers.descriptors)
+                self.add_layers(layers)
         rewritten = rewrite(documents, plans)
         for digest, raw in rewritten.blobs.items():
             self.provider.add(digest, images.Raw(raw))
@@ -169,8 +168,7 @@ def _of_image(image: Image, store: MetadataStore, registry: Registry | None, all
                     source.opened.append(other)
         source.images = [image, *source.opened]
         for each in source.images:
-            if each.ref is not None:
-                source.add_layers(each.ref.get_remote())
+            source.add_layers(each.get_remote())
     except BaseException:
         source.__exit__()
         raise

@@ -92,8 +92,8 @@ def pull(
                     if compression is not None:
                         image = repacked(image, store, compression, handlers, labels, image_ref)
                         root = root if image.descriptor == descriptor else image.manifest.descriptor
-                    if not lazy and image.ref is not None:
-                        image.ref.get_remote().unlazy()
+                    if not lazy:
+                        image.get_remote().unlazy()
                 _say_sources(store, manifest, labels)
                 if images.has_names(store):
                     store.layout.set(known_as, root)

@@ -118,8 +118,7 @@ def test_blobs_without_a_row_stay_while_they_are_young(store: LocalStore) -> Non
 def test_variants_of_a_blob_that_stays_do_too(server: MemoryRegistry, store: LocalStore) -> None:
     name = pulled(server, store)
     with transfer.open_image(name, store) as opened:
-        assert opened.ref is not None
-        made = opened.ref.get_remote(True, ZSTD).descriptors
+        made = opened.get_remote(True, ZSTD).descriptors
     assert collect(store).blobs == {}
     assert {desc.digest for desc in made} <= digests(store)
     store.layout.remove(name)

@@ -9,7 +9,7 @@ import pytest
 from blobtee.cache import CacheManager, RefConfig
 from blobtee.compression import Compression, Type
 from blobtee.content import LocalStore, MemoryStore
-from blobtee.errors import CorruptData, LazyUnavailable, NeedsRemoteProvider, NotFound
+from blobtee.errors import CorruptData, InvalidArgument, LazyUnavailable, NeedsRemoteProvider, NotFound
 from blobtee.oci import Compressed
 from blobtee.testing import images
 from tests.unit.cache.support import Source, add, described, layers, read_tree, stack, untouched, write_tree
@@ -42,6 +42,17 @@ def test_an_images_layers_are_put_on_each_other(
     with manager.mounted(ref) as path:
         assert (path / "a").exists()
     assert len(source.opened) == 3
+
+
+def test_none_is_nothing_at_all_to_be_mounted_merged_and_built_on(tmp_path: Path, manager: CacheManager) -> None:
+    with manager.mounted(None) as path:
+        assert read_tree(path) == {}
+    assert not path.exists()
+    added = manager.add_directory(write_tree(tmp_path / "tree", {"a": "1"}), None)
+    with manager.mounted(manager.merge([None, added])) as path:
+        assert read_tree(path) == {"a": "1"}
+    with pytest.raises(InvalidArgument):
+        manager.merge([None])
 
 
 def test_merges_and_diffs_are_trees_too(tmp_path: Path, manager: CacheManager) -> None:

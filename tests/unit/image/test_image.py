@@ -61,9 +61,8 @@ def test_two_stores_on_one_root_download_once(tmp_path: Path) -> None:
         failures: list[Exception] = []
 
         def fetch(image: Image) -> None:
-            assert image.ref is not None
             try:
-                image.ref.get_remote().unlazy()
+                image.get_remote().unlazy()
             except Exception as error:
                 failures.append(error)
 

@@ -92,12 +92,11 @@ def test_layers_go_the_image_stays_complete_and_chunks_come_again_proven(
     assert (done.before - done.after, done.after) == (FIRST.size + SECOND.size, usage(store))
     assert done.held.keys() == {Held.DOCUMENTS}
     with opened(name, store, client) as image:
-        assert image.ref is not None
-        with image.ref.get_remote().provider.reader_at(FIRST) as reader:
+        with image.get_remote().provider.reader_at(FIRST) as reader:
             assert reader.trust is Trust.BLOB
             assert reader.read_at(30 * CHUNK, 100) == SOURCE.layers[0].data[30 * CHUNK :][:100]
         assert 0 < moved(server) <= 2 * CHUNK
-        image.ref.get_remote().unlazy()
+        image.get_remote().unlazy()
     assert moved(server) <= FIRST.size + SECOND.size, "what had come was not asked for again"
     assert store.info(FIRST.digest).labels == labels
     transfer.pull(name, store, registry=client).close()
@@ -110,7 +109,7 @@ def test_a_wrong_chunk_is_not_believed_after_eviction(
     shrink(store, 0)
     server.remove_blob(FIRST.digest)
     server.add_blob("team/app", bytes(FIRST.size), FIRST.digest)
-    with opened(name, store, client) as image, image.ref.get_remote().provider.reader_at(FIRST) as reader:  # type: ignore[union-attr]
+    with opened(name, store, client) as image, image.get_remote().provider.reader_at(FIRST) as reader:
         with pytest.raises(Exception, match=FIRST.digest.hex[:12]):
             reader.read_at(30 * CHUNK, 100)
 
@@ -343,7 +342,7 @@ def test_digests_are_made_of_a_blob_that_came_another_way(
         for desc in (FIRST, SECOND):
             digests.forget(store.root, desc.digest)
         assert len(shrink(store, 0).blobs) == 2
-        with opened(name, store, client) as image, image.ref.get_remote().provider.reader_at(FIRST) as reader:  # type: ignore[union-attr]
+        with opened(name, store, client) as image, image.get_remote().provider.reader_at(FIRST) as reader:
             assert reader.read_at(9 * CHUNK, 10) == SOURCE.layers[0].data[9 * CHUNK :][:10]
         assert moved(server) <= 2 * CHUNK
 
@@ -353,7 +352,7 @@ def test_partial_blobs_go_by_their_age_too_but_not_open_ones(
 ) -> None:
     shrink(store, 0)
     with opened(name, store, client) as image:
-        with image.ref.get_remote().provider.reader_at(FIRST) as reader:  # type: ignore[union-attr]
+        with image.get_remote().provider.reader_at(FIRST) as reader:
             reader.read_at(9 * CHUNK, 10)
             done = shrink(store, 0)
             assert (done.partials, done.held[Held.USED].blobs) == ({}, 1)
@@ -399,7 +398,7 @@ def test_readers_fills_and_making_room_at_once_end_well(
             while not ending.is_set():
                 at = rng.randrange(FIRST.size - 100)
                 with opened(name, store, client) as image:
-                    provider = image.ref.get_remote().provider  # type: ignore[union-attr]
+                    provider = image.get_remote().provider
                 with provider.reader_at(FIRST) as reader:
                     assert reader.read_at(at, 100) == SOURCE.layers[0].data[at : at + 100]
                 if number == 0:

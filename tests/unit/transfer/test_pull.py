@@ -165,8 +165,7 @@ def test_layers_come_from_another_repository_of_the_labels_when_the_first_has_lo
     for blob in server.blobs("team/two"):
         server._linked["team/two"].discard(blob)
     with open_image(name, store, registry=client) as opened:
-        assert opened.ref is not None
-        opened.ref.get_remote().unlazy()
+        opened.get_remote().unlazy()
     gets = server.entries("GET", "blob")
     assert {entry.repository for entry in gets if entry.status == 200} == {"team/one"}
 
@@ -186,6 +185,11 @@ def test_an_image_without_layers_is_an_image(server: MemoryRegistry, client: Reg
     with pull(image([]).push(server, "empty"), store, registry=client) as pulled:
         assert pulled.ref is None
         assert list(pulled.walk()) == []
+        remote = pulled.get_remote(create_if_needed=True)
+        assert remote.descriptors == ()
+        remote.unlazy()
+        filling = pulled.fill()
+        filling.wait()
 
 
 def test_a_memory_store_takes_images_but_knows_no_names(server: MemoryRegistry, client: Registry) -> None:
@@ -365,8 +369,7 @@ def test_sixty_four_threads_want_the_same_lazy_layer_and_it_moves_once(
 ) -> None:
     source = image([layer({"f": bytes(2_000_000)}, compression=Compressed.NONE)])
     with pull(source.push(server, "team/app"), store, lazy=True, registry=client) as pulled:
-        assert pulled.ref is not None
-        remote = pulled.ref.get_remote()
+        remote = pulled.get_remote()
         barrier = threading.Barrier(64)
 
         def read(offset: int) -> bytes:

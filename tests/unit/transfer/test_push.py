@@ -92,8 +92,7 @@ def test_a_remote_is_pushed_with_the_config_that_fits_it(
     server: MemoryRegistry, other: MemoryRegistry, client: Registry, store: LocalStore
 ) -> None:
     with pull(image(FILES).push(server, "team/app"), store, lazy=True, registry=client) as pulled:
-        assert pulled.ref is not None
-        remote = pulled.ref.get_remote(config=RefConfig(compression=Compression("gzip")))
+        remote = pulled.get_remote(config=RefConfig(compression=Compression("gzip")))
         report = push(remote, f"{other.host}/with:1", store, registry=client, config=pulled.config)
         assert other.blob(pulled.manifest.config.digest).read() == pulled.config.raw
         bare = push(remote, f"{other.host}/bare:1", store, registry=client)
