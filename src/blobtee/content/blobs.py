@@ -7,11 +7,9 @@ labels are there in a blob's first moment and a row alone means nothing. A file 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
-import sqlite3
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +17,9 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
-from blobtee.content import filters, lastuse
+from blobtee.content import filters, lastuse, records
 from blobtee.content.api import Info
+from blobtee.content.arrivals import Arrival, Arrivals, Claim
 from blobtee.content.database import Database
 from blobtee.content.files import FileReader, make_directory, os_errors, set_aside, sync_directory
 from blobtee.content.labels import checked, merged
@@ -39,31 +38,7 @@ from blobtee.oci.digest import LENGTHS
 
 _logger = logging.getLogger(__name__)
 
-_STEPS = (
-    """
-    CREATE TABLE blobs (
-        digest TEXT PRIMARY KEY,
-        size INTEGER NOT NULL,
-        created_at INTEGER NOT NULL,
-        updated_at INTEGER NOT NULL,
-        labels TEXT NOT NULL,
-        quarantined INTEGER NOT NULL DEFAULT 0
-    ) WITHOUT ROWID;
-    """,
-)
-Claim = Callable[[], None]
-"""What somebody writes in the database to keep a blob that comes, in one transaction with the blob's own row."""
-
-_COLUMNS = "digest, size, created_at, updated_at, labels, quarantined"
 _PAGE = 500
-
-# What `quarantined` holds: what becomes of a row whose file is not there.
-_PLAIN = 0
-"""It means nothing: a commit was cut off."""
-_BROKEN = 1
-"""The blob was set aside as damaged; a good one has the labels from its first moment on."""
-_EVICTED = 2
-"""The same, of a blob that gave its bytes back. It says nothing as long as the file is there."""
 
 
 def no_claim() -> None:
@@ -79,7 +54,8 @@ class Blobs:
         self._prefix = f"{self._directory}/"
         self._database = database
         self._locks = locks
-        database.migrate("blobs", _STEPS)
+        self._arrivals = Arrivals(database)
+        database.migrate("blobs", records.STEPS)
 
     def path(self, digest: Digest) -> Path:
         return Path(self.file(digest))
@@ -171,31 +147,11 @@ class Blobs:
             if os.path.lexists(target):
                 aside = set_aside(self._root, target, f"{digest.algorithm}-{digest.hex}")
                 _logger.warning("blob %s had a wrong size; a good one takes its place, the old is %s", digest, aside)
-            before = self._row(digest)
-            info = self._announce(digest, size, labels, claim, before)
-            try:
-                os.rename(data, target)
-                with suppress(OSError):
-                    # Only against accidents; not every file system has rights.
-                    os.chmod(target, 0o444)
-                    os.utime(target, ns=(info.created_at, os.stat(target).st_mtime_ns))  # it came to be used
-                self._sync_name(target, data)
-            except BaseException:
-                with suppress(BlobteeError):  # a row alone means nothing
-                    self._restore(digest, before)
-                raise
-            if before is not None and before.quarantined:
+            arrival = Arrival(data, target, digest, size, labels, claim)
+            info = self._arrivals.settle(arrival)
+            if arrival.before is not None and arrival.before.quarantined:
                 self._arrived(info)
         return info
-
-    @staticmethod
-    def _sync_name(target: Path, data: Path) -> None:
-        """Nobody may rely on a name that could not be made durable: then the file gets its old one again."""
-        try:
-            sync_directory(target.parent)
-        except BaseException:
-            os.rename(target, data)
-            raise
 
     def update(self, digest: Digest, labels: Mapping[str, str | None], replace: bool) -> Info:
         with self._writing(digest):
@@ -208,7 +164,7 @@ class Blobs:
                 merged({} if replace else before.labels, labels),
             )
             with self._database.transaction() as connection:
-                _write(connection, after)
+                records.write(connection, after)
         return after
 
     def delete(self, digest: Digest) -> None:
@@ -253,9 +209,9 @@ class Blobs:
                 except (NotFound, FileNotFoundError):
                     return False
                 row = self._row(digest)
-                if row is None or row.absence != _EVICTED:
+                if row is None or row.absence != records.EVICTED:
                     with self._database.transaction() as connection:
-                        _write(connection, info, _EVICTED)
+                        records.write(connection, info, records.EVICTED)
                 # Nothing is written by this one: it keeps everybody from holding the blob, who would then see it there.
                 with self._database.transaction(), may_go() as allowed:
                     if not allowed:
@@ -273,7 +229,7 @@ class Blobs:
         """Drop what is kept of a blob that gave its bytes back; of any other, nothing happens."""
         with self._writing(digest), self._database.transaction():
             row = self._row(digest)
-            if row is not None and row.absence == _EVICTED and self._stat(digest) is None:
+            if row is not None and row.absence == records.EVICTED and self._stat(digest) is None:
                 self._restore(digest, None)
 
     def last_used(self, digest: Digest) -> int:
@@ -292,7 +248,7 @@ class Blobs:
             row = self._row(digest)
             info = row.info if row is not None else _unknown(digest, found)
             with self._database.transaction() as connection:
-                _write(connection, info, _BROKEN)
+                records.write(connection, info, records.BROKEN)
             aside = set_aside(self._root, self.path(digest), f"{digest.algorithm}-{digest.hex}")
             sync_directory(self.path(digest).parent)
             _logger.warning("blob %s is damaged; set aside as %s", digest, aside)
@@ -300,17 +256,17 @@ class Blobs:
 
     def quarantined(self) -> list[Info]:
         """Blobs that were taken out and have not come back, in order of their digests."""
-        return self._absent(_BROKEN)
+        return self._absent(records.BROKEN)
 
     def evicted(self) -> list[Info]:
         """Blobs that gave their bytes back and have not come again, in order of their digests."""
-        return self._absent(_EVICTED)
+        return self._absent(records.EVICTED)
 
     def _absent(self, absence: int) -> list[Info]:
         with self._database.reading() as connection:
-            query = f"SELECT {_COLUMNS} FROM blobs WHERE quarantined = ? ORDER BY digest"
+            query = f"SELECT {records.COLUMNS} FROM blobs WHERE quarantined = ? ORDER BY digest"
             rows = connection.execute(query, (absence,)).fetchall()
-        infos = [_Row(row).info for row in rows]
+        infos = [records.Record(row).info for row in rows]
         return [info for info in infos if self._stat(info.digest) is None]
 
     def walk(self, matches: filters.Filter) -> Iterator[Info]:
@@ -337,14 +293,15 @@ class Blobs:
 
     def _page(self, digests: Sequence[Digest]) -> Iterator[Info]:
         marks = ",".join("?" * len(digests))
+        query = f"SELECT {records.COLUMNS} FROM blobs WHERE digest IN ({marks})"
         with self._database.reading() as connection:
-            found = connection.execute(f"SELECT {_COLUMNS} FROM blobs WHERE digest IN ({marks})", digests).fetchall()
+            found = connection.execute(query, digests).fetchall()
         rows = {row[0]: row for row in found}
         for digest in digests:
             status = self._stat(digest)
             if status is None:
                 continue
-            row = _Row(rows[digest], digest) if digest in rows else None
+            row = records.Record(rows[digest], digest) if digest in rows else None
             yield _unknown(digest, status) if row is None or row.quarantined else row.info
 
     def _stat(self, digest: Digest) -> os.stat_result | None:
@@ -356,10 +313,9 @@ class Blobs:
             raise from_os_error(error, f"look for blob {digest}") from error
         return found if stat.S_ISREG(found.st_mode) else None
 
-    def _row(self, digest: Digest) -> _Row | None:
+    def _row(self, digest: Digest) -> records.Record | None:
         with self._database.reading() as connection:
-            row = connection.execute(f"SELECT {_COLUMNS} FROM blobs WHERE digest = ?", (digest,)).fetchone()
-        return _Row(row) if row is not None else None
+            return records.read(connection, digest)
 
     def _adopt(self, digest: Digest, found: os.stat_result) -> Info:
         info = _unknown(digest, found)
@@ -371,36 +327,17 @@ class Blobs:
                 return row.info
             if row is not None:
                 info = Info(digest, info.size, row.info.created_at, row.info.updated_at, row.info.labels)
-            _write(connection, info)
+            records.write(connection, info)
         return info
 
-    def _announce(
-        self, digest: Digest, size: int, labels: Mapping[str, str], claim: Claim, before: _Row | None
-    ) -> Info:
-        """Write the row of a blob that comes now, where there was `before`, which nobody changes while its lock is
-        held and no file is there."""
-        now = time.time_ns()
-        absence = before.absence if before is not None else _PLAIN
-        if before is not None and absence:
-            labels = {**before.info.labels, **labels}
-        info = Info(digest, size, now, now, labels)
+    def _restore(self, digest: Digest, row: records.Record | None) -> None:
         with self._database.transaction() as connection:
-            claim()
-            # The mark stays until the file is there: killed before, the blob is still one that has to come back.
-            _write(connection, info, absence)
-        return info
-
-    def _restore(self, digest: Digest, row: _Row | None) -> None:
-        with self._database.transaction() as connection:
-            if row is None:
-                connection.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
-            else:
-                _write(connection, row.info, row.absence)
+            records.restore(connection, digest, row)
 
     def _arrived(self, info: Info) -> None:
         """Take the mark of quarantine off. Until that is done `info()` adopts the file, so this may fail."""
         with suppress(BlobteeError), self._database.transaction() as connection:
-            _write(connection, info)
+            records.write(connection, info)
 
     @contextmanager
     def _writing(self, digest: Digest) -> Iterator[None]:
@@ -409,31 +346,6 @@ class Blobs:
             raise PermissionDenied(f"the store in {self._root} is read-only")
         with self._locks.holding(f"blob:{digest}"), os_errors(f"change blob {digest}"):
             yield
-
-
-class _Row:
-    """One row of the table."""
-
-    def __init__(self, row: tuple[str, int, int, int, str, int], digest: Digest | None = None) -> None:
-        name, size, created_at, updated_at, labels, absence = row
-        try:
-            parsed = json.loads(labels) if labels != "{}" else {}
-        except (ValueError, TypeError, RecursionError) as error:
-            raise DataLoss(f"the labels of blob {name} cannot be read: {error}") from None
-        if not isinstance(parsed, dict) or not all(isinstance(value, str) for value in parsed.values()):
-            raise DataLoss(f"the labels of blob {name} are no labels")
-        if not (isinstance(size, int) and isinstance(created_at, int) and isinstance(updated_at, int)):
-            raise DataLoss(f"size or times of blob {name} are no numbers")
-        self.info = Info(digest or Digest(name), size, created_at, updated_at, parsed)
-        self.absence = absence
-        self.quarantined = absence == _BROKEN
-
-
-def _write(connection: sqlite3.Connection, info: Info, absence: int = _PLAIN) -> None:
-    connection.execute(
-        f"INSERT OR REPLACE INTO blobs ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)",
-        (info.digest, info.size, info.created_at, info.updated_at, json.dumps(dict(info.labels)), absence),
-    )
 
 
 def _unknown(digest: Digest, found: os.stat_result) -> Info:

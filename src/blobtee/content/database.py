@@ -10,7 +10,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -88,6 +88,39 @@ class Database:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether this thread is in a block of `transaction()` or `reading()`."""
+        return getattr(self._own, "connection", None) is not None
+
+    def transactions(self, works: Sequence[Callable[[sqlite3.Connection], object]]) -> list[Exception | None]:
+        """Do each of `works` as in a transaction of its own; returns what went wrong with each, None for one that is
+        durable.
+
+        It is one transaction for all, and one sync. When one of them fails, none has changed anything, and each is done
+        again by itself, which it has to bear. When the one cannot be begun or made durable, that is the error of all.
+        Inside a block of `transaction()` of this thread they are a part of that.
+        """
+        if len(works) > 1 and not self.in_transaction:
+            try:
+                with self.transaction() as connection:
+                    for work in works:
+                        _tried(work, connection)
+                return [None] * len(works)
+            except _Failed:
+                pass
+            except BlobteeError as error:
+                return [error] * len(works)
+        return [self._alone(work) for work in works]
+
+    def _alone(self, work: Callable[[sqlite3.Connection], object]) -> Exception | None:
+        try:
+            with self.transaction() as connection:
+                work(connection)
+        except Exception as error:
+            return error
+        return None
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -319,3 +352,14 @@ class Database:
         if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
             return StorageError(f"cannot use {self._what}: {error}")
         return Internal(f"a statement on {self._what} failed: {error}")
+
+
+class _Failed(Exception):
+    """One of several works in a transaction has failed."""
+
+
+def _tried(work: Callable[[sqlite3.Connection], object], connection: sqlite3.Connection) -> None:
+    try:
+        work(connection)
+    except Exception as error:
+        raise _Failed from error

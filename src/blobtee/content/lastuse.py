@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 RESOLUTION_NS = 60 * 1_000_000_000
 
@@ -31,11 +32,20 @@ def open_file(path: str) -> int:
 
 def note(fd: int, found: os.stat_result) -> None:
     """The file open at `fd`, of which `found` was said, is used now. One that is not ours keeps the kernel's time."""
+    if not _housekeeping.get():
+        with suppress(OSError):
+            _touch(fd, found)
+
+
+def came(path: Path) -> None:
+    """The file has become a blob, which is a use. Raises the plain OSError."""
+    _touch(path, os.stat(path))
+
+
+def _touch(file: int | Path, found: os.stat_result) -> None:
     now = time.time_ns()
-    if 0 <= now - found.st_atime_ns < RESOLUTION_NS or _housekeeping.get():
-        return
-    with suppress(OSError):
-        os.utime(fd, ns=(now, found.st_mtime_ns))
+    if not 0 <= now - found.st_atime_ns < RESOLUTION_NS:
+        os.utime(file, ns=(now, found.st_mtime_ns))
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from blobtee import tasks
 from blobtee.content.api import Info, Status, Writer
-from blobtee.content.blobs import Blobs, Claim, no_claim
+from blobtee.content.arrivals import Claim
+from blobtee.content.blobs import Blobs, no_claim
 from blobtee.content.checks import check_commit, check_truncation, flat
 from blobtee.content.digester import Hash, digest_of, digester
 from blobtee.content.files import PIECE, Writeback, os_errors, write_all

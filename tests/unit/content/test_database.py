@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -176,6 +176,60 @@ def test_many_processes_create_and_write_one_file(tmp_path: Path) -> None:
     database = Database(path)
     assert numbers(database) == [60]
     database.close()
+
+
+def insert(number: int) -> Callable[[sqlite3.Connection], None]:
+    def work(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO t VALUES (?)", (number,))
+
+    return work
+
+
+def fail(connection: sqlite3.Connection) -> None:
+    insert(1000)(connection)
+    raise NotFound("not there")
+
+
+def test_works_that_succeed_are_one_transaction(database: Database) -> None:
+    database.migrate("a", STEPS[:1])
+    changes: list[int] = []
+
+    def total(connection: sqlite3.Connection) -> None:
+        changes.append(connection.in_transaction + connection.total_changes)
+
+    assert database.transactions([insert(1), total, insert(2), total]) == [None] * 4
+    assert changes[1] == changes[0] + 1
+    assert numbers(database) == [1, 2]
+    assert database.transactions([]) == []
+
+
+def test_a_work_that_fails_leaves_the_others_theirs(database: Database) -> None:
+    database.migrate("a", STEPS[:1])
+    first, error, last = database.transactions([insert(1), fail, insert(2)])
+    assert (first, last) == (None, None)
+    assert isinstance(error, NotFound)
+    assert numbers(database) == [1, 2]
+    (alone,) = database.transactions([fail])
+    assert isinstance(alone, NotFound)
+    assert numbers(database) == [1, 2]
+
+
+def test_works_inside_a_transaction_are_a_part_of_it(database: Database) -> None:
+    database.migrate("a", STEPS[:1])
+    with pytest.raises(NotFound), database.transaction():  # noqa: PT012 - the block is the scenario
+        assert database.in_transaction
+        assert database.transactions([insert(1)]) == [None]
+        assert numbers(database) == [1]
+        raise NotFound("the block ends")
+    assert not database.in_transaction
+    assert numbers(database) == []
+
+
+def test_what_keeps_a_transaction_from_beginning_keeps_all_works(tmp_path: Path) -> None:
+    database = Database(tmp_path / "x.db")
+    database.close()
+    errors = database.transactions([insert(1), insert(2)])
+    assert [type(error) for error in errors] == [Closed, Closed]
 
 
 def test_a_reader_does_not_wait_for_a_writer_of_another_process(tmp_path: Path) -> None:

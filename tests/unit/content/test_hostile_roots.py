@@ -173,7 +173,7 @@ def test_a_blob_in_quarantine_stays_there_when_its_good_one_gets_no_name(
     def rename(source: object, target: object) -> None:
         if isinstance(failure, Killed):
             # Nothing that is done after a kill is done.
-            monkeypatch.setattr("blobtee.content.blobs.Blobs._restore", lambda *_: None)
+            monkeypatch.setattr("blobtee.content.arrivals.Arrival.undo", lambda *_: None)
         raise failure
 
     with LocalStore(tmp_path) as store:

@@ -1,0 +1,128 @@
+"""How blobs come: their rows, their names and the sync of their names, once for all that come at the same time.
+
+A blob's row, with what keeps it, is durable before its file gets the blob's name, and nobody is told of the blob before
+the name is durable. A failure in between undoes what was done for that blob.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from blobtee.content import lastuse, records
+from blobtee.content.api import Info
+from blobtee.content.database import Database
+from blobtee.content.files import sync_directory
+from blobtee.content.together import Together
+from blobtee.errors import BlobteeError
+from blobtee.oci import Digest
+
+Claim = Callable[[], None]
+"""What somebody writes in the database to keep a blob that comes, in one transaction with the blob's own row.
+
+It may be called again when that transaction failed: what counts is what it did the last time. The thread may be
+another one; the context is that of who gave it."""
+
+
+class Arrival:
+    """One blob that comes. Who makes it holds the blob's lock, and has seen that no file is there."""
+
+    def __init__(
+        self, data: Path, target: Path, digest: Digest, size: int, labels: Mapping[str, str], claim: Claim
+    ) -> None:
+        """The synced file `data`, of `size` bytes, is to have the name `target`."""
+        self.data = data
+        self.target = target
+        self.digest = digest
+        self.info = Info(digest, size, 0, 0, labels)
+        self.before: records.Record | None = None
+        self.error: Exception | None = None
+        self._labels = labels
+        self._claim = claim
+        self._context = contextvars.copy_context()
+        self._announced = False
+        self._named = False
+
+    def announce(self, connection: sqlite3.Connection) -> None:
+        """Write the row, in a transaction."""
+        self.before = before = records.read(connection, self.digest)
+        absence = before.absence if before is not None else records.PLAIN
+        labels = {**before.info.labels, **self._labels} if before is not None and absence else self._labels
+        now = time.time_ns()
+        self.info = Info(self.digest, self.info.size, now, now, labels)
+        self._context.run(self._claim)
+        # The mark stays until the file is there: killed before, the blob is still one that has to come back.
+        records.write(connection, self.info, absence)
+        self._announced = True
+
+    def name(self) -> None:
+        """Give the file its name, which is not durable yet."""
+        os.rename(self.data, self.target)
+        self._named = True
+        with suppress(OSError):
+            # Only against accidents; not every file system has rights.
+            os.chmod(self.target, 0o444)
+            lastuse.came(self.target)
+
+    def undo(self, database: Database) -> None:
+        """Nobody may rely on a name that is not durable: the file gets its old one again. Twice is as good as once."""
+        if self._named:
+            self._named = False
+            with suppress(OSError):
+                os.rename(self.target, self.data)
+        if self._announced:
+            self._announced = False
+            with suppress(BlobteeError), database.transaction() as connection:  # a row alone means nothing
+                records.restore(connection, self.digest, self.before)
+
+
+class Arrivals:
+    """Those of one store in one process. Thread-safe."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._together = Together(self._settle)
+
+    def settle(self, arrival: Arrival) -> Info:
+        """Make it a blob, durably, or raise what went wrong: then nothing has changed. Inside a transaction of this
+        thread it is done at once, as others would wait for that."""
+        if self._database.in_transaction:
+            self._settle([arrival])
+        else:
+            self._together.do(arrival)
+        if arrival.error is not None:
+            raise arrival.error
+        return arrival.info
+
+    def _settle(self, arrivals: Sequence[Arrival]) -> None:
+        try:
+            errors = self._database.transactions([arrival.announce for arrival in arrivals])
+            for arrival, error in zip(arrivals, errors, strict=True):
+                arrival.error = error
+                if error is None:
+                    self._attempt(arrival.name, [arrival])
+            named: dict[Path, list[Arrival]] = {}
+            for arrival in arrivals:
+                if arrival.error is None:
+                    named.setdefault(arrival.target.parent, []).append(arrival)
+            for directory, there in named.items():
+                self._attempt(partial(sync_directory, directory), there)
+        except BaseException:
+            for arrival in arrivals:
+                arrival.undo(self._database)
+            raise
+
+    def _attempt(self, work: Callable[[], object], arrivals: Sequence[Arrival]) -> None:
+        """Do what `arrivals` need, or none of them comes."""
+        try:
+            work()
+        except Exception as error:
+            for arrival in arrivals:
+                arrival.error = error
+                arrival.undo(self._database)

@@ -1,0 +1,104 @@
+"""Work that costs as much for many as for one, done by one thread for all that want it at once.
+
+A COMMIT and the sync of a directory are such work. Who comes while nobody does it begins at once; who comes meanwhile
+waits, and then one of those who wait does it for all of them. So nobody waits for company, and the more come, the less
+each one costs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from blobtee.errors import Cancelled
+
+T = TypeVar("T")
+
+
+class Together(Generic[T]):
+    """Thread-safe."""
+
+    def __init__(self, work: Callable[[Sequence[T]], object]) -> None:
+        """`work` is called in one of the threads at a time, with all items that came since it was called before. What
+        becomes of each of them, it tells the item."""
+        self._work = work
+        self._lock = threading.Lock()
+        self._coming: list[_Turn[T]] = []
+        self._working = False
+
+    def do(self, item: T) -> None:
+        """Return when `work` was called with `item`, here or in another thread; the wait cannot be cancelled.
+
+        What `work` raises leaves in the thread that called it; in the others it is `Cancelled`. An interrupt of a
+        thread that waits takes its item back, or leaves when the work for it is over.
+        """
+        turn = _Turn(item)
+        try:
+            with self._lock:
+                self._coming.append(turn)
+                turn.leads = is_first = not self._working
+                self._working = True
+            if not is_first:
+                turn.called.acquire()
+            if turn.leads:
+                self._lead(turn)
+        except BaseException:
+            self._leave(turn)
+            raise
+        if turn.failure is not None:
+            raise Cancelled("the thread that worked for this one too was interrupted") from turn.failure
+
+    def _lead(self, turn: _Turn[T]) -> None:
+        with self._lock:
+            turns, self._coming = self._coming, []
+            for each in turns:
+                each.taken = True
+        failure: BaseException | None = None
+        try:
+            self._work([each.item for each in turns])
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            turn.leads = False
+            self._pass_on()
+            for each in turns:
+                each.failure = failure
+                each.done = True
+                each.called.release()
+
+    def _pass_on(self) -> None:
+        with self._lock:
+            if self._coming:
+                self._coming[0].leads = True
+                self._coming[0].called.release()
+            else:
+                self._working = False
+
+    def _leave(self, turn: _Turn[T]) -> None:
+        """Let no one wait for a thread that goes, and let it go only when nobody works for it any more."""
+        with self._lock:
+            if turn in self._coming:
+                self._coming.remove(turn)
+            leads, turn.leads = turn.leads, False
+        if leads:
+            self._pass_on()
+            return
+        while turn.taken and not turn.done:
+            turn.called.acquire()
+
+
+class _Turn(Generic[T]):
+    """One thread with its item. It `leads` when it is the one that works for all."""
+
+    __slots__ = ("called", "done", "failure", "item", "leads", "taken")
+
+    def __init__(self, item: T) -> None:
+        self.item = item
+        self.leads = False
+        self.taken = False
+        self.done = False
+        self.failure: BaseException | None = None
+        self.called = threading.Lock()
+        self.called.acquire()
