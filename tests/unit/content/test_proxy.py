@@ -119,6 +119,7 @@ def test_a_server_that_is_slow_to_say_hello_is_waited_for(tmp_path: Path) -> Non
         with suppress(OSError):  # who closes at the end does not wait for goodbyes
             while data := source.recv(1 << 16):
                 target.sendall(data)
+        with suppress(OSError):
             target.shutdown(socket.SHUT_WR)
 
     def wait_and_pass_on() -> None:
