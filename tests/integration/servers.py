@@ -24,15 +24,21 @@ storage:
   delete: {{enabled: true}}
 http: {{addr: "127.0.0.1:{port}"}}
 """
+_AUTH = """\
+auth:
+  htpasswd: {{realm: registry, path: {passwords}}}
+"""
 _ACCESS = re.compile(r'"(GET|HEAD|PUT|POST|PATCH|DELETE) (\S+) HTTP/1\.[01]" (\d{3}) (\d+)')
 
 
 @dataclass
 class DockerRegistry:
-    """Debian's docker-registry. `host` is what goes into references."""
+    """Debian's docker-registry. `host` is what goes into references. With lines of `passwords` (htpasswd, of bcrypt) it
+    wants a sign-in."""
 
     folder: Path
     port: int
+    passwords: str = ""
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -46,7 +52,12 @@ class DockerRegistry:
     def start(self) -> None:
         """Start it on its port, with what its root already has, and wait until it answers."""
         config = self.folder / "config.yml"
-        config.write_text(_CONFIG.format(root=self.folder / "root", port=self.port))
+        text = _CONFIG.format(root=self.folder / "root", port=self.port)
+        if self.passwords:
+            passwords = self.folder / "passwords"
+            passwords.write_text(self.passwords)
+            text += _AUTH.format(passwords=passwords)
+        config.write_text(text)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [tool("docker-registry"), "serve", str(config)],
@@ -77,7 +88,7 @@ class DockerRegistry:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
         try:
             connection.request("GET", "/v2/")
-            return connection.getresponse().status == 200
+            return connection.getresponse().status == (401 if self.passwords else 200)
         except OSError:
             return False
         finally:
@@ -102,11 +113,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_registry(folder: Path) -> Iterator[DockerRegistry]:
+def running_registry(folder: Path, passwords: str = "") -> Iterator[DockerRegistry]:
     """A docker-registry whose root and log are below `folder`."""
     tool("docker-registry")
     folder.mkdir(parents=True, exist_ok=True)
-    registry = DockerRegistry(folder, free_port())
+    registry = DockerRegistry(folder, free_port(), passwords)
     registry.start()
     try:
         yield registry
