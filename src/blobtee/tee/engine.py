@@ -315,11 +315,9 @@ class Engine:
             self._partial.claims.give(fetch.at, fetch.last)
 
     def _run(self, fetch: Fetch) -> None:
-        def throttle(nbytes: int) -> None:
-            self._pace.throttle(nbytes, lambda: self.is_hurried(fetch))
-
+        throttle = self._pace.throttle(lambda: self.is_hurried(fetch)) if fetch.filling else None
         try:
-            self.run(fetch, throttle=throttle if fetch.filling else None)
+            self.run(fetch, throttle=throttle)
         except BaseException as error:
             fetch.error = error
         finally:

@@ -145,9 +145,11 @@ class Fill:
         return True
 
     def _run(self, fetch: Fetch, hasher: Hasher) -> None:
+        throttle = self._pace.throttle(lambda: self._engine.is_hurried(fetch) or self._is_wanted())
+
         def moved(nbytes: int) -> None:
             self._progress.advance(nbytes)
-            self._pace.throttle(nbytes, lambda: self._engine.is_hurried(fetch) or self._is_wanted())
+            throttle(nbytes)
 
         leave = self._cancellation.on_cancel(lambda: fetch.cancellation.cancel(self._cancellation.reason))
         try:

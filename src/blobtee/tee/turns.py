@@ -50,9 +50,13 @@ class Turns:
                 if not self._waiting[turn] and self._claims is not None:
                     self._claims.give(place, place + 1)
 
+    def are_others_here(self, turn: int) -> bool:
+        """Whether anybody's turn is before `turn` in this process. Asks no kernel."""
+        return any(self._waiting[:turn])
+
     def are_others(self, turn: int) -> bool:
         """Whether anybody's turn is before `turn`, here or in another process."""
-        if any(self._waiting[:turn]):
+        if self.are_others_here(turn):
             return True
         with self._lock:
             claims = self._opened()
