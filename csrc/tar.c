@@ -249,7 +249,7 @@ static int extras(struct entry *e, const uint8_t *in, size_t in_nbytes, size_t *
             if (!records(e, block))
                 return BT_TAR_ODD;
         } else {
-            /* A record of the same meaning wins, and may come after: which of them holds is then not said here. */
+            /* It wins over a record of the same meaning, which may come after: not said here either. */
             struct span *field = which == 2 ? &e->path : &e->link;
             if (!say(field, until_nul(block.p, block.nbytes), MAX_PATH))
                 return BT_TAR_ODD;
@@ -282,6 +282,8 @@ static int own(struct entry *e, const uint8_t *header, struct span *prefix, int6
                 return 0; /* star's, with a shorter prefix */
             *prefix = until_nul(header + 345, 155);
         }
+        if (memcmp(header + 257, "ustar ", 6) == 0 && (header[345] != 0 || header[357] != 0))
+            return 0; /* times, or a prefix that should not be there */
     }
     if (e->link.p == NULL)
         e->link = until_nul(header + 157, 100);

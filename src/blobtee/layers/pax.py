@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from decimal import ROUND_FLOOR, Context, Decimal, InvalidOperation
 
-from blobtee.errors import CorruptData
+from blobtee.errors import CorruptData, Unimplemented
 
 _NUMBER_DIGITS = 20
 _TIME_DIGITS = 64
@@ -62,15 +62,17 @@ def nanoseconds(raw: bytes, key: str) -> int:
     raise CorruptData(f"an extended header whose {key} is no time: {raw[:40]!r}")
 
 
-def sparse_numbers(pairs: Iterable[tuple[str, bytes]]) -> list[int] | None:
-    """The sparse map of the PAX formats 0.0 (repeated keys) and 0.1 (one list); None when there is none."""
-    numbers: list[int] = []
-    found = False
-    for key, value in pairs:
-        if key == "GNU.sparse.map":
-            found = True
-            numbers = [number(part, key) for part in value.split(b",")] if value else []
-        elif key in ("GNU.sparse.offset", "GNU.sparse.numbytes"):
-            found = True
-            numbers.append(number(value, key))
-    return numbers if found else None
+def sparse_numbers(pairs: Sequence[tuple[str, bytes]]) -> list[int] | None:
+    """The sparse map of the PAX formats 0.0 (repeated keys) and 0.1 (one list), empty in format 1.0, whose map is with
+    the data; None when there is none. `Unimplemented` for another format."""
+    records = dict(pairs)
+    version = records.get("GNU.sparse.major", b""), records.get("GNU.sparse.minor", b"")
+    if version == (b"1", b"0"):
+        return []
+    repeated = [number(value, key) for key, value in pairs if key in ("GNU.sparse.offset", "GNU.sparse.numbytes")]
+    listed = records.get("GNU.sparse.map", b"")
+    if version in ((b"0", b"0"), (b"0", b"1")) or (version == (b"", b"") and (repeated or listed)):
+        return repeated or [number(part, "GNU.sparse.map") for part in listed.split(b",") if listed]
+    if any(version):
+        raise Unimplemented(f"sparse format {version[0][:9]!r}.{version[1][:9]!r} is not known")
+    return None

@@ -1,6 +1,7 @@
 """A tar stream as entries: POSIX ustar and pax, GNU, v7, as Go, GNU tar, bsdtar and Python write them.
 
-One pass, bounded memory. Every number and name comes from a file that may be hostile.
+One pass, bounded memory. Every number and name comes from a file that may be hostile. Where headers contradict each
+other they mean what they do to Go's archive/tar, which unpacks images: what is shown must be what runs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from blobtee.tasks import check
 
 BLOCK = 512
 MAX_EXTENDED = 1 << 20
-"""Bytes of one extended header or long name, and of all global records together (Go's archive/tar has the same)."""
+"""Bytes of one extended header or long name (Go's archive/tar has the same)."""
 
 _ZERO_BLOCK = bytes(BLOCK)
 _MAX_SIZE = 2**63 - 1
@@ -36,8 +37,6 @@ _PLAIN = (EntryType.FILE, EntryType.HARDLINK, EntryType.SYMLINK, EntryType.DIREC
 """The types as the C core counts them."""
 
 _XATTR = "SCHILY.xattr."
-_MEANT = frozenset({"path", "linkpath", "size", "uid", "gid", "mtime", "uname", "gname"})
-"""Records that say something of an entry, besides `_XATTR` and `GNU.sparse.`."""
 
 _Pairs = list[tuple[str, bytes]]
 
@@ -61,7 +60,6 @@ class _Reader:
     def __init__(self, stream: BinaryIO | io.RawIOBase) -> None:
         self._source = Source(stream)
         self._scanner = TarScanner()
-        self._global: dict[str, bytes] = {}
         self._serial = 0
         self._end = 0
 
@@ -84,8 +82,6 @@ class _Reader:
 
     def _scan(self) -> TarHeaders | None:
         """Plain entries from the position on; None when the next one is not, or too long to be held."""
-        if any(map(_is_meant, self._global)):
-            return None
         source = self._source
         while True:
             headers = self._scanner.scan(source.held, min(source.position - source.held_from, len(source.held)))
@@ -123,17 +119,18 @@ class _Reader:
             kind = header[156:157]
             if kind in (b"x", b"X", b"g", b"L", b"K"):
                 block = self._extended(header)
-                extra = 0 if kind == b"g" else extra + len(block) + BLOCK
+                extra += len(block) + BLOCK
                 if extra > 4 * MAX_EXTENDED:
                     raise TooLarge("one entry with too many extended headers")
                 if kind == b"L":
                     long_name = pax.text(block.partition(b"\0")[0])
                 elif kind == b"K":
                     long_link = pax.text(block.partition(b"\0")[0])
-                elif kind == b"g":
-                    self._add_global(pax.records(block))
                 else:
                     pairs = pax.records(block)
+                if kind == b"g":
+                    # containerd ignores what is said of all files, and with it what was said of the next one so far.
+                    pairs, long_name, long_link, extra = [], None, None, 0
             elif kind == b"V":
                 self._skip(header)  # the archive's label
             else:
@@ -167,26 +164,17 @@ class _Reader:
         size = _size(header[124:136])
         self._source.skip_to(self._source.position + _padded(size), padded=_padded(size) - size)
 
-    def _add_global(self, pairs: _Pairs) -> None:
-        for key, value in pairs:
-            self._global.pop(key, None)
-            if value:
-                self._global[key] = value
-        if sum(len(key) + len(value) for key, value in self._global.items()) > MAX_EXTENDED:
-            raise TooLarge(f"global headers of more than {MAX_EXTENDED} bytes")
-
     def _entry(self, header: bytes, kind: bytes, pairs: _Pairs, long_name: str | None, long_link: str | None) -> Entry:
         if kind == b"M":
             raise Unimplemented("a part of a multi-volume tar; join the volumes first")
-        records = {**self._global, **dict(pairs)} if pairs or self._global else {}
         # An empty value takes a field back to what the header says; an attribute may well be empty.
-        records = {key: value for key, value in records.items() if value or key.startswith(_XATTR)}
+        records = {key: value for key, value in dict(pairs).items() if value or key.startswith(_XATTR)}
         name, linkname = _names(header)
-        name = long_name if long_name is not None else name
-        linkname = long_link if long_link is not None else linkname
-        if records:
-            name = pax.text(records.get("GNU.sparse.name", records.get("path", b""))) or name
-            linkname = pax.text(records.get("linkpath", b"")) or linkname
+        name = long_name or pax.text(records.get("path", b"")) or name
+        linkname = long_link or pax.text(records.get("linkpath", b"")) or linkname
+        numbers = pax.sparse_numbers(pairs)
+        if numbers is not None and kind != b"S":
+            name = pax.text(records.get("GNU.sparse.name", b"")) or name
         stored = pax.number(records["size"], "size") if "size" in records else _size(header[124:136])
         if not 0 <= stored <= _MAX_SIZE:
             raise CorruptData(f"a tar entry of {stored} bytes")
@@ -198,7 +186,7 @@ class _Reader:
         if kind in _TYPES:
             size = stored = 0
         elif type_ is EntryType.FILE:
-            size, stored, segments = self._sparse(header, kind, pairs, records, stored, path)
+            size, stored, segments = self._sparse(header, kind, numbers, records, stored, path)
         self._end = self._source.position + stored
         is_posix = header[257:262] == b"ustar"
         is_device = is_posix and type_ in (EntryType.CHARACTER_DEVICE, EntryType.BLOCK_DEVICE)
@@ -237,26 +225,27 @@ class _Reader:
         return linkname
 
     def _sparse(
-        self, header: bytes, kind: bytes, pairs: _Pairs, records: dict[str, bytes], stored: int, path: str
+        self,
+        header: bytes,
+        kind: bytes,
+        numbers: list[int] | None,
+        records: dict[str, bytes],
+        stored: int,
+        path: str,
     ) -> tuple[int, int, tuple[sparse.Segment, ...] | None]:
         """Content size, stored size (without a map in front), and the segments of a file with holes."""
         if kind == b"S":
             return self._old_sparse(header, stored, path)
-        if "GNU.sparse.major" in records:
-            version = (records["GNU.sparse.major"], records.get("GNU.sparse.minor", b"0"))
-            if version == (b"1", b"0"):
-                return self._sparse_map(records, stored, path)
-            if version[0] != b"0":
-                raise Unimplemented(f"{path[:100]}: sparse format {version[0][:9]!r} is not known")
-        numbers = pax.sparse_numbers(pairs)
         if numbers is None:
             return stored, stored, None
+        if records.get("GNU.sparse.major") == b"1":
+            return self._sparse_map(records, stored, path)
         size = self._real_size(records, path)
         return size, stored, sparse.checked(numbers, size, stored, path)
 
     @staticmethod
     def _real_size(records: dict[str, bytes], path: str) -> int:
-        for key in ("GNU.sparse.realsize", "GNU.sparse.size"):
+        for key in ("GNU.sparse.size", "GNU.sparse.realsize"):
             if key in records:
                 size = pax.number(records[key], key)
                 if 0 <= size <= _MAX_SIZE:
@@ -268,9 +257,8 @@ class _Reader:
     ) -> tuple[int, int, tuple[sparse.Segment, ...]]:
         """Format 1.0: the map is decimal lines in front of the data, filled up to whole blocks."""
         text = bytearray()
-        wanted = 1
+        wanted, lines = 1, 0
         while True:
-            lines = text.count(b"\n")
             if lines >= 1 and wanted == 1:
                 wanted = 1 + 2 * pax.number(bytes(text[: text.index(b"\n")]), "sparse map")
                 if not 1 <= wanted <= 1 + 2 * sparse.MAX_SEGMENTS:
@@ -283,6 +271,7 @@ class _Reader:
             if len(block) < BLOCK:
                 raise CorruptData("the tar ends within a sparse map")
             text += block
+            lines += block.count(b"\n")
         numbers = [pax.number(line, "sparse map") for line in bytes(text).split(b"\n", wanted)[1:wanted]]
         size = self._real_size(records, path)
         rest = stored - len(text)
@@ -318,10 +307,6 @@ class _Reader:
         return data if entry.sparse is None or not expand else sparse.ExpandedFile(data, entry.sparse, entry.size)
 
 
-def _is_meant(key: str) -> bool:
-    return key in _MEANT or key.startswith((_XATTR, "GNU.sparse."))
-
-
 def _padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
@@ -341,7 +326,19 @@ def _names(header: bytes) -> tuple[str, str]:
         # star keeps times where POSIX has the last 24 bytes of the prefix, and says so at the very end.
         is_star = header[508:512] == b"tar\0"
         name = _text(header[345:476] if is_star else header[345:500]) + "/" + name
+    elif header[257:265] == b"ustar  \0" and not (_is_time(header[345:357]) and _is_time(header[357:369])):
+        # GNU's format has times there. Go wrote a prefix all the same until 1.8, and reads it.
+        prefix = header[345:500].partition(b"\0")[0]
+        name = _text(prefix) + "/" + name if prefix.isascii() and prefix else name
     return name, _text(header[157:257])
+
+
+def _is_time(field: bytes) -> bool:
+    """Whether a field that may be left empty has a number."""
+    try:
+        return not field[0] or _number(field, "time") is not None
+    except CorruptData:
+        return False
 
 
 def _octal(field: bytes, what: str) -> int:
