@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from blobtee.cli.errors import FAILED
-from blobtee.cli.progress import nbytes
 from blobtee.cli.session import Session, verb
+from blobtee.cli.sizes import counted, nbytes
 from blobtee.plugin.adopting import adopt, content_root
 
 
@@ -46,7 +46,7 @@ def command(session: Session, path: Path, in_place: bool, tenant: str, metadata:
         session.output.note(f"note: {note}")
     for digest in done.damaged:
         session.output.note(f"damaged, not taken: {digest}")
-    text = f"tenant {tenant} holds {done.held} blobs of {nbytes(done.nbytes)} in {session.root}"
+    text = f"tenant {tenant} holds {counted(done.held, 'blob')} of {nbytes(done.nbytes)} in {session.root}"
     session.output.result({"root": str(session.root), "tenant": tenant, **dataclasses.asdict(done)}, text)
     session.output.note(
         f"linked {done.linked}, copied {done.copied}, unfinished {done.ingests}, left {done.garbage} that containerd "

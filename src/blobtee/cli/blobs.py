@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import click
 
-from blobtee.cli.progress import nbytes
 from blobtee.cli.session import Session, verb
+from blobtee.cli.sizes import counted, nbytes
 
 
 @click.command()
@@ -37,5 +37,5 @@ def command(session: Session, filters: tuple[str, ...]) -> int:
                 "labels": dict(info.labels),
             }
             session.output.result(value, f"{info.digest}  {info.size:>12}  {created:%Y-%m-%d %H:%M:%S}")
-    session.output.note(f"{count} blobs, {nbytes(total)}")
+    session.output.note(f"{counted(count, 'blob')}, {nbytes(total)}")
     return 0

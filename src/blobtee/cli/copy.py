@@ -10,8 +10,8 @@ import click
 
 from blobtee import transfer
 from blobtee.cli.options import compression_options, wish
-from blobtee.cli.progress import nbytes
 from blobtee.cli.session import AddressType, PlatformType, Session, verb
+from blobtee.cli.sizes import nbytes
 from blobtee.content import LocalStore
 from blobtee.oci import Platform
 from blobtee.transfer import Report

@@ -18,8 +18,8 @@ from rich.table import Table
 from blobtee import transfer
 from blobtee.cache import RefConfig
 from blobtee.cli import machine
-from blobtee.cli.progress import nbytes
 from blobtee.cli.session import AddressType, PlatformType, Session, verb
+from blobtee.cli.sizes import counted, nbytes
 from blobtee.compression import Compression
 from blobtee.content import LocalStore, total_size
 from blobtee.errors import Internal, NotFound
@@ -100,7 +100,8 @@ class _Job:
             image = transfer.pull(address, self._store, lazy=True, platform=platform, registry=self._registry)
             documents = total_size([image.manifest.descriptor, image.manifest.config])
             layers = image.manifest.layers
-            text = f"{len(layers)} layers of {nbytes(total_size(layers))} known by {nbytes(documents)} of documents"
+            text = f"{counted(len(layers), 'layer')} of {nbytes(total_size(layers))}"
+            text += f" known by {nbytes(documents)} of documents"
             steps.append(watch.step("lazy pull", text))
         with image:
             with self._watched() as watch:
@@ -109,12 +110,12 @@ class _Job:
                 before = watch.moved()
                 image.get_remote().unlazy()
                 moved = watch.moved() - before
-                steps.append(watch.step("unlazy", f"{len(layers)} layers in the store", moved))
+                steps.append(watch.step("unlazy", f"{counted(len(layers), 'layer')} in the store", moved))
             with self._watched() as watch:
                 checked = transfer.verify(self._store, registry=self._registry)
                 if not checked.good:
                     raise Internal(f"broken after a pull: {checked.problems[0].reason}")
-                steps.append(watch.step("verify", f"{checked.blobs} digests right", checked.nbytes))
+                steps.append(watch.step("verify", f"{counted(checked.blobs, 'digest')} right", checked.nbytes))
             with self._watched() as watch:
                 steps.append(self._convert(image, watch))
             if push_to is None:
@@ -139,16 +140,16 @@ class _Job:
         wish = RefConfig(Compression("zstd", force=True))
         descriptors = image.get_remote(create_if_needed=True, config=wish).descriptors
         before = total_size(image.manifest.layers)
-        text = f"{len(descriptors)} layers of {nbytes(before)} in {nbytes(total_size(descriptors))} of zstd"
+        text = f"{counted(len(descriptors), 'layer')} of {nbytes(before)} in {nbytes(total_size(descriptors))} of zstd"
         return watch.step("convert", text, before)
 
     def _push(self, image: Image, push_to: str, watch: _Watch) -> Step:
         report = transfer.push(image, push_to, self._store, registry=self._registry, all_platforms=False)
-        counted = Counter(blob.how for blob in report.blobs)
+        done = Counter(blob.how for blob in report.blobs)
         moved = watch.moved()
         if self._embedded is not None and moved:
             raise Internal(f"{moved} bytes of layers moved, though all could be mounted")
-        return watch.step("push", ", ".join(f"{n} blobs {how}" for how, n in counted.items()))
+        return watch.step("push", ", ".join(f"{counted(n, 'blob')} {how}" for how, n in done.items()))
 
     @contextmanager
     def _watched(self) -> Iterator[_Watch]:

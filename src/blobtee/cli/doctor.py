@@ -16,8 +16,8 @@ import click
 
 from blobtee import core
 from blobtee._version import __version__
-from blobtee.cli.progress import nbytes
 from blobtee.cli.session import Session, verb
+from blobtee.cli.sizes import nbytes
 from blobtee.errors import BlobteeError, ConnectionFailed, DeadlineExceeded, FailedPrecondition, NotFound, Unimplemented
 from blobtee.plugin import containerd
 from blobtee.plugin.sockets import refusal

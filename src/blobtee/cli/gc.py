@@ -10,9 +10,8 @@ import click
 from blobtee.cache import GRACE_SECONDS, CacheManager, Collected, Share
 from blobtee.cli.errors import FAILED
 from blobtee.cli.origins import registry_of
-from blobtee.cli.progress import nbytes
 from blobtee.cli.session import Session, verb
-from blobtee.cli.sizes import SizeType
+from blobtee.cli.sizes import SizeType, counted, nbytes
 from blobtee.content import LocalStore
 from blobtee.oci import Digest
 from blobtee.plugin.known import KnownBlobs
@@ -91,8 +90,8 @@ def command(session: Session, dry_run: bool, grace: float, size: int | None, unc
         session.output.note(reason)
     would = "would be " if dry_run else ""
     session.output.note(
-        f"{len(result.blobs)} blobs, {len(result.ingests) + len(result.partials)} partial blobs, "
-        f"{len(result.records)} refs and {len(result.leases)} leases {would}removed, "
+        f"{counted(len(result.blobs), 'blob')}, {counted(len(result.ingests) + len(result.partials), 'partial blob')}, "
+        f"{counted(len(result.records), 'ref')} and {counted(len(result.leases), 'lease')} {would}removed, "
         f"{nbytes(result.nbytes)} {would}freed"
     )
     if shrunk is None:
@@ -101,7 +100,8 @@ def command(session: Session, dry_run: bool, grace: float, size: int | None, unc
         return FAILED if result.problems else 0
     takes = "would take" if dry_run else "takes"
     session.output.note(
-        f"{len(shrunk.blobs)} blobs {would}lazy again, {len(shrunk.partials)} partial blobs {would}removed, "
+        f"{counted(len(shrunk.blobs), 'blob')} {would}lazy again, "
+        f"{counted(len(shrunk.partials), 'partial blob')} {would}removed, "
         f"{nbytes(shrunk.nbytes)} {would}freed; the store {takes} {nbytes(shrunk.after)}"
     )
     if not shrunk.reached:
@@ -122,7 +122,7 @@ def _shrink(
 
 
 def _told(share: Share) -> str:
-    return f"{share.blobs} blobs ({nbytes(share.nbytes)})"
+    return f"{counted(share.blobs, 'blob')} ({nbytes(share.nbytes)})"
 
 
 def _value(result: Collected, shrunk: Shrunk | None, dry_run: bool) -> dict[str, object]:

@@ -9,8 +9,8 @@ import click
 from blobtee import transfer
 from blobtee.cli.copy import nearby_store
 from blobtee.cli.output import printable
-from blobtee.cli.progress import nbytes
 from blobtee.cli.session import PlatformType, Session, verb
+from blobtee.cli.sizes import nbytes
 from blobtee.compression import Type
 from blobtee.content import total_size
 from blobtee.oci import Descriptor, Platform

@@ -18,8 +18,8 @@ from blobtee.cache import CacheManager, Ref
 from blobtee.cache.labels import UNCOMPRESSED
 from blobtee.cli.copy import told
 from blobtee.cli.options import compression_options, epoch_option, wish
-from blobtee.cli.progress import nbytes
 from blobtee.cli.session import PlatformType, Session, verb
+from blobtee.cli.sizes import nbytes
 from blobtee.compression import Compression, Type
 from blobtee.content import LocalStore
 from blobtee.content.files import os_errors, sync_directory

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
+from blobtee.cli.sizes import nbytes
 from blobtee.tasks import Event, Reporter, reporting
 
 STYLES = ("auto", "tty", "plain", "rawjson", "quiet")
@@ -146,13 +147,3 @@ def _say(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
-
-
-def nbytes(n: float) -> str:
-    """`n` bytes for people: 1.2 GiB."""
-    size = float(n)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

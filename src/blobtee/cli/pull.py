@@ -8,10 +8,11 @@ from typing import BinaryIO
 import click
 
 from blobtee import transfer
+from blobtee.cache import CacheManager
 from blobtee.cli.options import BandwidthType, compression_options, wish
 from blobtee.cli.output import printable
-from blobtee.cli.progress import nbytes
 from blobtee.cli.session import AddressType, PlatformType, Session, verb
+from blobtee.cli.sizes import counted, nbytes
 from blobtee.content import total_size
 from blobtee.errors import FailedPrecondition, from_os_error
 from blobtee.image import Image, read_hints
@@ -98,7 +99,9 @@ def command(
             registry=registry,
         ) as image:
             descriptor, layers = image.descriptor, image.manifest.layers
-            _show(session, image.name, descriptor.digest, descriptor.media_type, image.platform, lazy, layers)
+            cache = CacheManager(store)
+            left = [layer for layer in layers if not cache.has(layer.digest)]
+            _show(session, image.name, descriptor.digest, descriptor.media_type, image.platform, lazy, layers, left)
             if fill or first:
                 _fill(session, image, first, fill, bandwidth)
     return 0
@@ -123,9 +126,11 @@ def _fill(session: Session, image: Image, first: list[str], rest: bool, bandwidt
         value = {"filled": rest, "hints": len(first), "prefetched": filling.prefetched, "missing": list(missing)}
         session.output.result(value, "")
     if first:
-        session.output.note(f"{len(first) - len(missing)} hints brought, {nbytes(filling.prefetched)} of layers")
+        session.output.note(
+            f"{counted(len(first) - len(missing), 'hint')} brought, {nbytes(filling.prefetched)} of layers"
+        )
     if rest:
-        session.output.note(f"{len(image.manifest.layers)} layers are in the store now")
+        session.output.note(f"{counted(len(image.manifest.layers), 'layer')} in the store now")
 
 
 def _ask_server(session: Session, socket: str, address: str, platform: Platform | None) -> None:
@@ -134,7 +139,7 @@ def _ask_server(session: Session, socket: str, address: str, platform: Platform 
     except ImportError as error:
         raise FailedPrecondition("--socket needs more packages: pip install 'blobtee[containerd]'") from error
     pulled = pull_lazily(socket, address, str(platform or Platform.current()))
-    _show(session, pulled.name, pulled.digest, pulled.media_type, pulled.platform, True, pulled.layers)
+    _show(session, pulled.name, pulled.digest, pulled.media_type, pulled.platform, True, pulled.layers, pulled.layers)
 
 
 def _show(
@@ -145,7 +150,9 @@ def _show(
     platform: Platform | str | None,
     lazy: bool,
     layers: Sequence[Descriptor],
+    left: Sequence[Descriptor],
 ) -> None:
+    """`left` are the layers that are not here yet."""
     value = {
         "name": name,
         "digest": digest,
@@ -155,5 +162,5 @@ def _show(
         "layers": [{"digest": layer.digest, "size": layer.size, "mediaType": layer.media_type} for layer in layers],
     }
     session.output.result(value, f"{name}@{digest}" if "@" not in name else name)
-    state = "left where they are" if lazy else "in the store"
-    session.output.note(f"{len(layers)} layers of {nbytes(total_size(layers))} {state}")
+    state = "left at the registry" if left else "in the store"
+    session.output.note(f"{counted(len(left or layers), 'layer')} of {nbytes(total_size(left or layers))} {state}")

@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Sizes and counts as people write them."""
 
 from __future__ import annotations
 
@@ -26,3 +26,18 @@ class SizeType(click.ParamType[int]):
         base = 1000 if suffix.lower() == "b" else 1024
         unit: int = base ** (_LETTERS.index(letter.lower()) + 1) if letter else 1
         return int(whole) * unit + int(fraction.ljust(9, "0")) * unit // 10**9
+
+
+def nbytes(n: float) -> str:
+    """`n` bytes for people: 1.2 GiB."""
+    size = float(n)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def counted(n: int, what: str) -> str:
+    """1 blob, 2 blobs."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"

@@ -7,8 +7,8 @@ import click
 from blobtee import transfer
 from blobtee.cli.errors import MISMATCH, NOT_FOUND
 from blobtee.cli.origins import registry_of
-from blobtee.cli.progress import nbytes
 from blobtee.cli.session import Session, verb
+from blobtee.cli.sizes import counted, nbytes
 
 
 @click.command()
@@ -40,7 +40,7 @@ def command(session: Session, repair: bool) -> int:
             session.output.result(value, f"{state} {problem.digest}: {problem.reason}{users}")
     left = [problem.kind for problem in result.problems if not problem.repaired]
     session.output.note(
-        f"{result.blobs} blobs of {nbytes(result.nbytes)} read, {result.lazy} layers lazy; "
+        f"{counted(result.blobs, 'blob')} of {nbytes(result.nbytes)} read, {counted(result.lazy, 'layer')} lazy; "
         f"{left.count('broken')} broken, {left.count('missing')} missing, {len(result.problems) - len(left)} repaired"
     )
     return MISMATCH if "broken" in left else NOT_FOUND if left else 0

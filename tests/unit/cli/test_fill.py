@@ -35,7 +35,7 @@ def test_hints_alone_leave_the_rest(run: Run, name: str, tmp_path: Path, server:
     result = run("pull", "--lazy", "--hints", str(tmp_path / "hints"), name)
     assert result.status == 0
     assert result.text.startswith(f"{name}@")
-    assert "1 hints brought" in result.err
+    assert "1 hint brought" in result.err
     inspected = json.loads(run("inspect", "--json", name).text)
     assert [layer["lazy"] for layer in inspected["layers"]] == [True, False]
 

@@ -34,7 +34,8 @@ def test_a_lazy_pull_prints_what_it_got_and_moves_no_layer(server: MemoryRegistr
     name = source.push(server, "team/app", "v1")
     result = run("pull", "--lazy", name)
     assert (result.status, result.text) == (0, f"{name}@{source.descriptor.digest}\n")
-    assert "left where they are" in result.err
+    assert result.err.startswith("2 layers of ")
+    assert result.err.endswith(" left at the registry\n")
     assert server.counters.sent["blob"] == 0
     value = json.loads(run("pull", "--lazy", "--json", "--quiet", name).out)
     assert (value["name"], value["lazy"], len(value["layers"])) == (name, True, 2)
@@ -43,6 +44,15 @@ def test_a_lazy_pull_prints_what_it_got_and_moves_no_layer(server: MemoryRegistr
         "size": len(source.layers[0].data),
         "mediaType": source.layers[0].descriptor.media_type,
     }
+
+
+def test_a_lazy_pull_counts_only_what_is_not_here(server: MemoryRegistry, run: Run) -> None:
+    run("pull", image(FILES).push(server, "team/app", "v1"))
+    result = run("pull", "--lazy", image([*FILES, {"more": b"1"}]).push(server, "team/more", "v1"))
+    assert result.err.startswith("1 layer of ")
+    again = run("pull", "--lazy", f"{server.host}/team/app:v1")
+    assert again.err.startswith("2 layers of ")
+    assert again.err.endswith(" in the store\n")
 
 
 def test_quiet_says_nothing_on_standard_error(server: MemoryRegistry, run: Run) -> None:
