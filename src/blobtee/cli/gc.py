@@ -96,6 +96,8 @@ def command(session: Session, dry_run: bool, grace: float, size: int | None, unc
     )
     if shrunk is None:
         kept = f"{_told(result.images)} of images, {_told(result.held)} of leases, {_told(result.cache)} of the cache"
+        if result.cache.blobs and grace:
+            kept += f" (in use, or not {grace:g} seconds old: see --grace)"
         session.output.note(f"kept: {kept}")
         return FAILED if result.problems else 0
     takes = "would take" if dry_run else "takes"

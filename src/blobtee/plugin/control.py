@@ -8,8 +8,6 @@ from typing import Any
 from blobtee import transfer
 from blobtee.content import LocalStore
 from blobtee.core import H2Call
-from blobtee.errors import InvalidArgument
-from blobtee.oci import Reference
 from blobtee.plugin import calls
 from blobtee.plugin.lazy import LazyBlobs
 from blobtee.plugin.observer import Observer
@@ -31,24 +29,19 @@ class ControlService(calls.Service):
 
     def _pull(self, request: Any, call: H2Call) -> Any:
         """Fetch the image's documents, give it its name, and make its layers known."""
-        source = transfer.parse(request.image)
-        if not isinstance(source, Reference):
-            raise InvalidArgument(f"{request.image}: only images in a registry can be pulled lazily")
         with calls.ending_with(call):
-            image = transfer.pull(
-                request.image, self._store, lazy=True, platform=request.platform or None, registry=self._registry
+            known = transfer.know(
+                request.image, self._store, platform=request.platform or None, registry=self._registry
             )
-        with image:
-            layers = image.manifest.layers
-            self._lazy.know(layers, source)
-            _logger.info("knows %s, %d layers", image.name, len(layers))
-            return messages.PullResponse(
-                name=image.name,
-                digest=image.descriptor.digest,
-                media_type=image.descriptor.media_type,
-                platform=str(image.platform or ""),
-                layers=[
-                    messages.Layer(digest=layer.digest, size=layer.size, media_type=layer.media_type)
-                    for layer in layers
-                ],
-            )
+        layers = known.manifest.layers
+        self._lazy.know(layers, known.source)
+        _logger.info("knows %s, %d layers", known.name, len(layers))
+        return messages.PullResponse(
+            name=known.name,
+            digest=known.descriptor.digest,
+            media_type=known.descriptor.media_type,
+            platform=str(known.platform or ""),
+            layers=[
+                messages.Layer(digest=layer.digest, size=layer.size, media_type=layer.media_type) for layer in layers
+            ],
+        )

@@ -7,7 +7,7 @@ from blobtee.transfer.copying import copy, push
 from blobtee.transfer.images import open_image
 from blobtee.transfer.inspecting import Inspection, LayerFacts, inspect, raw_document
 from blobtee.transfer.places import Moved, Report
-from blobtee.transfer.pulling import pull
+from blobtee.transfer.pulling import Known, know, pull
 from blobtee.transfer.remote import default_registry
 from blobtee.transfer.verifying import Problem, Verification, verify
 
@@ -16,6 +16,7 @@ __all__ = [
     "FileAddress",
     "Form",
     "Inspection",
+    "Known",
     "LayerFacts",
     "Moved",
     "Problem",
@@ -26,6 +27,7 @@ __all__ = [
     "copy",
     "default_registry",
     "inspect",
+    "know",
     "open_image",
     "parse",
     "pull",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from blobtee import tasks
 from blobtee.cache import CacheManager, Handler, MetadataStore
 from blobtee.cache import labels as cache_labels
 from blobtee.compression import Compression
+from blobtee.content import LocalStore
 from blobtee.errors import DataLoss, InvalidArgument, NotFound
 from blobtee.image import Image
-from blobtee.oci import Descriptor, Index, Manifest, Platform, Reference
+from blobtee.oci import Config, Descriptor, Index, Manifest, Platform, Reference
 from blobtee.registry import Registry
 from blobtee.transfer import images
 from blobtee.transfer.addresses import parse
@@ -58,18 +60,8 @@ def pull(
     if compression is not None and name is None and isinstance(address, Reference) and address.digest is not None:
         raise InvalidArgument(f"{ref}: converted, it would have another digest than its name says; give it a name")
     with open_source(address, registry) as source:
-        if isinstance(source, RemoteSource) and not _may_be_here(store, source, name):
-            source.fetch_root()
-        documents = _documents(store, source, source.root(), wanted)
-        manifest = documents[-1]
-        assert isinstance(manifest, Manifest)
-        images.check_image(manifest)
-        raw_config = _config(store, source, manifest)
-        config = images.read_config(raw_config, manifest)
-        images.check_platform(documents[0], config, wanted)
-
-        origin = source.reference if isinstance(source, RemoteSource) else None
-        labels = cache_labels.with_source({}, str(origin)) if origin is not None else {}
+        found = _looked_up(store, source, wanted, name)
+        manifest, labels, origin = found.manifest, found.labels, found.origin
         if origin is not None:
             handlers = images.handlers(manifest, [origin], registry)
         else:
@@ -77,17 +69,12 @@ def pull(
         known_as = name or source.name or ref
         manager = CacheManager(store)
         with manager.leases.hold():
-            # Until the name holds them.
-            manager.leases.protect([manifest.config.digest, *(document.digest for document in documents)])
-            images.keep_document(store, manifest.config, raw_config, labels)
-            for document in reversed(documents):
-                told = {**images.child_labels(document), **labels}
-                images.keep_document(store, document.descriptor, document.raw, told)
+            _keep(store, manager, found)
             image_ref = str(origin) if origin is not None else ""
-            descriptor = _member(documents, manifest)
-            image = images.assemble(store, known_as, descriptor, manifest, config, handlers, image_ref)
+            descriptor = found.descriptor
+            image = images.assemble(store, known_as, descriptor, manifest, found.config, handlers, image_ref)
             try:
-                root = documents[0].descriptor
+                root = found.documents[0].descriptor
                 with tasks.in_background(rate) if rate is not None else contextlib.nullcontext():
                     if compression is not None:
                         image = repacked(image, store, compression, handlers, labels, image_ref)
@@ -101,6 +88,89 @@ def pull(
                 image.close()
                 raise
         return image
+
+
+@dataclass(frozen=True)
+class Known:
+    """What an image is made of, and where it came from. `descriptor` is the manifest's, as an index has it."""
+
+    name: str
+    source: Reference
+    descriptor: Descriptor
+    manifest: Manifest
+    platform: Platform | None
+
+
+def know(
+    ref: str, store: LocalStore, *, platform: Platform | str | None = None, registry: Registry | None = None
+) -> Known:
+    """As a lazy `pull`, for who keeps the layers' sources himself: the documents of the image are in the store and it
+    has its name, but there are no refs, which would hold what comes of its layers until they are collected.
+
+    Errors are those of `pull`.
+    """
+    address = parse(ref)
+    if not isinstance(address, Reference):
+        raise InvalidArgument(f"{ref}: only images in a registry can be pulled lazily")
+    wanted = Platform.parse(platform) if isinstance(platform, str) else platform
+    manager = CacheManager(store)
+    with open_source(address, registry) as source:
+        found = _looked_up(store, source, wanted, None)
+        for layer in found.manifest.layers:
+            manager.has_all_of(layer)
+        known_as = source.name or ref
+        with manager.leases.hold():
+            _keep(store, manager, found)
+            _say_sources(store, found.manifest, found.labels)
+            store.layout.set(known_as, found.documents[0].descriptor)
+    platform_ = found.descriptor.platform or found.config.platform
+    return Known(known_as, address, found.descriptor, found.manifest, platform_)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The documents on the way to an image, checked. `labels` say where they came from, if they came from anywhere."""
+
+    documents: Sequence[Manifest | Index]
+    manifest: Manifest
+    raw_config: bytes
+    config: Config
+    origin: Reference | None
+    labels: Mapping[str, str]
+
+    @property
+    def descriptor(self) -> Descriptor:
+        for document in self.documents:
+            if isinstance(document, Index):
+                for member in document.manifests:
+                    if member.digest == self.manifest.digest:
+                        return member
+        return self.manifest.descriptor
+
+
+def _looked_up(store: MetadataStore, source: Source, wanted: Platform | None, name: str | None) -> _Found:
+    """Nothing of the store changes."""
+    if isinstance(source, RemoteSource) and not _may_be_here(store, source, name):
+        source.fetch_root()
+    documents = _documents(store, source, source.root(), wanted)
+    manifest = documents[-1]
+    assert isinstance(manifest, Manifest)
+    images.check_image(manifest)
+    raw_config = _config(store, source, manifest)
+    config = images.read_config(raw_config, manifest)
+    images.check_platform(documents[0], config, wanted)
+    origin = source.reference if isinstance(source, RemoteSource) else None
+    labels = cache_labels.with_source({}, str(origin)) if origin is not None else {}
+    return _Found(documents, manifest, raw_config, config, origin, labels)
+
+
+def _keep(store: MetadataStore, manager: CacheManager, found: _Found) -> None:
+    """Under a lease: until a name holds the documents."""
+    manager.leases.protect([found.manifest.config.digest, *(document.digest for document in found.documents)])
+    images.keep_document(store, found.manifest.config, found.raw_config, found.labels)
+    for document in reversed(found.documents):
+        told = {**images.child_labels(document), **found.labels}
+        images.keep_document(store, document.descriptor, document.raw, told)
 
 
 def _may_be_here(store: MetadataStore, source: RemoteSource, name: str | None) -> bool:
@@ -143,12 +213,3 @@ def _config(store: MetadataStore, source: Source, manifest: Manifest) -> bytes:
     except (NotFound, DataLoss):
         with source.reader_at(manifest.config) as reader:
             return images.checked(reader, manifest.config)
-
-
-def _member(documents: list[Manifest | Index], manifest: Manifest) -> Descriptor:
-    for document in documents:
-        if isinstance(document, Index):
-            for member in document.manifests:
-                if member.digest == manifest.digest:
-                    return member
-    return manifest.descriptor

@@ -26,6 +26,7 @@ def test_an_image_is_forgotten_and_its_blobs_are_collected(server: MemoryRegistr
     young = run("gc")
     assert (young.status, young.out) == (0, b"")
     assert "4 blobs" in young.err.splitlines()[-1]
+    assert "not 3600 seconds old: see --grace" in young.err
     planned = run("gc", "--grace", "0", "--dry-run")
     assert "4 blobs, 0 partial blobs, 2 refs and 0 leases would be removed" in planned.err
     assert len(run("blobs").text.splitlines()) == 4

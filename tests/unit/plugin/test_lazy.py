@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,7 +35,9 @@ from blobtee.plugin.server import Listen, Server
 from blobtee.plugin.tenants import Tenant
 from blobtee.registry import Registry
 from blobtee.registry.settings import Settings
+from blobtee.tee import leftovers
 from blobtee.testing import Answer, MemoryRegistry, Request, image, layer
+from blobtee.transfer.evicting import shrink
 from tests.unit.plugin.contentclient import serving
 
 SOURCE = image([{"etc/name": b"base" * 50_000}, {"etc/name": b"top" * 3}])
@@ -100,6 +103,63 @@ def test_a_lazy_pull_moves_documents_and_makes_everything_known(
         assert one.info(desc.digest).size == desc.size
     assert listed(one) == {SOURCE.descriptor.digest, FIRST.digest, SECOND.digest}
     assert moved(registry) == 0
+
+
+ALL = (SOURCE.descriptor.digest, *SOURCE.blobs)
+
+
+def remove_from(tenant: ProxyStore) -> None:
+    """As containerd does when an image is removed from it."""
+    for digest in ALL:
+        tenant.delete(digest)
+
+
+def left(store: LocalStore) -> list[object]:
+    rows = store.metadata.reading()
+    with rows as connection:
+        known = connection.execute("SELECT digest FROM lazy_blobs").fetchall()
+    return [*(info.digest for info in store.walk()), *leftovers.leftovers(store.root), *known]
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_who_removes_an_image_here_and_there_has_its_room_back(
+    known: Pulled, one: ProxyStore, two: ProxyStore, store: LocalStore, server: Server, parts: bool
+) -> None:
+    for tenant in (one, two):
+        for digest in ALL:
+            tenant.info(digest)
+    for desc in (FIRST, SECOND):
+        read(one, desc)
+    if parts:
+        shrink(store, 0, clients=server._lazy)
+        with server._lazy.reader_at(FIRST.digest) as reader:
+            reader.read_at(0, 10)
+        server._lazy.close()
+    remove_from(one)
+    server._sweeper.sweep()
+    assert read(two, FIRST) == SOURCE.layers[0].data, "another has it"
+    store.layout.remove(known.name)
+    remove_from(two)
+    deadline = time.monotonic() + 20
+    while left(store) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert left(store) == []
+    assert list(CacheManager(store).records.all()) == []
+
+
+def test_who_removes_the_name_last_has_the_room_back_by_collecting(
+    known: Pulled, one: ProxyStore, store: LocalStore, server: Server
+) -> None:
+    for desc in (FIRST, SECOND):
+        read(one, desc)
+    for digest in ALL:
+        one.info(digest)
+    remove_from(one)
+    server._sweeper.sweep()
+    assert FIRST.digest in {info.digest for info in store.walk()}, "the store knows the image by name"
+    store.layout.remove(known.name)
+    collected = CacheManager(store).collect(grace=0)
+    assert collected.blobs.keys() == set(ALL)
 
 
 def test_bytes_come_when_they_are_read_once_for_all(
