@@ -441,7 +441,8 @@ typedef struct bt_h2_event {
     bt_h2_call *call; /* to be given back by bt_h2_release, or (ended) by bt_h2_told */
     int method;       /* what bt_h2_method said for its path */
     uint32_t place;   /* of its listener */
-    unsigned waiting; /* threads that are in bt_h2_next now. When there are none, nothing new is seen before one is. */
+    unsigned waiting; /* threads that are in bt_h2_next now, or on their way to it: from bt_h2_expect, bt_h2_release or
+                       * bt_h2_told. When there are none, nothing new is seen before one is. */
 } bt_h2_event;
 
 typedef struct bt_h2_stats {
@@ -476,6 +477,9 @@ int bt_h2_listen(bt_h2 *s, int fd, uint32_t place, uint32_t max_calls);
  * timeout_ms (-1: never), and more than `keep` threads wait, this one no longer among them; BT_CLOSED: the server was
  * stopped and all calls are released. */
 int bt_h2_next(bt_h2 *s, int timeout_ms, unsigned keep, bt_h2_event *event);
+
+/* `threads` more, or fewer, are on their way to bt_h2_next: no other need be started in their place. */
+void bt_h2_expect(bt_h2 *s, int threads);
 
 /* Take no more connections, and tell clients to go elsewhere with new calls; those that run go on, and so do those that
  * come before the client has heard of it. */

@@ -175,6 +175,7 @@ int bt_h2_method(bt_h2 *s, const char *path);
 void bt_h2_answer(bt_h2 *s, bt_answers *a, int info, int read, size_t piece_nbytes);
 int bt_h2_listen(bt_h2 *s, int fd, uint32_t place, uint32_t max_calls);
 int bt_h2_next(bt_h2 *s, int timeout_ms, unsigned keep, bt_h2_event *event);
+void bt_h2_expect(bt_h2 *s, int threads);
 void bt_h2_drain(bt_h2 *s);
 int bt_h2_wait_idle(bt_h2 *s, int timeout_ms, int and_connections);
 void bt_h2_stop(bt_h2 *s);

@@ -302,6 +302,13 @@ static struct bt_h2_call *pop(struct bt_h2_call **first, struct bt_h2_call **las
     return k;
 }
 
+void bt_h2_expect(bt_h2 *s, int threads)
+{
+    pthread_mutex_lock(&s->lock);
+    s->coming += (unsigned)threads;
+    pthread_mutex_unlock(&s->lock);
+}
+
 int bt_h2_next(bt_h2 *s, int timeout_ms, unsigned keep, bt_h2_event *event)
 {
     struct epoll_event found;
@@ -311,6 +318,8 @@ int bt_h2_next(bt_h2 *s, int timeout_ms, unsigned keep, bt_h2_event *event)
     memset(event, 0, sizeof(*event));
     pthread_mutex_lock(&s->lock);
     s->waiting++;
+    if (s->coming > 0)
+        s->coming--;
     for (;;) {
         if ((k = pop(&s->ended, &s->ended_last)) != NULL) {
             event->kind = BT_H2_ENDED;
@@ -341,7 +350,7 @@ int bt_h2_next(bt_h2 *s, int timeout_ms, unsigned keep, bt_h2_event *event)
             return BT_TIMED_OUT;
         }
     }
-    event->waiting = --s->waiting;
+    event->waiting = --s->waiting + s->coming;
     if ((s->ended != NULL || s->ready != NULL) && s->waiting > 0)
         h2_wake(s);
     pthread_mutex_unlock(&s->lock);

@@ -140,7 +140,7 @@ struct bt_h2 {
     struct bt_h2_call *ready, *ready_last, *ended, *ended_last, *hungry, *hungry_last;
     uint8_t *buffers[16];
     size_t nbuffers;
-    unsigned waiting;
+    unsigned waiting, coming; /* threads: in bt_h2_next, on their way to it */
     int draining, stopped;
     int64_t due_ns;
     atomic_size_t buffered_nbytes, reserved_nbytes;

@@ -176,7 +176,11 @@ size_t bt_h2_metadata(bt_h2_call *k, const char **metadata)
     return k->headers_nbytes;
 }
 
-void bt_h2_told(bt_h2_call *k) { h2_let_go_of_call(k); }
+void bt_h2_told(bt_h2_call *k)
+{
+    bt_h2_expect(k->connection->server, 1);
+    h2_let_go_of_call(k);
+}
 
 void bt_h2_release(bt_h2_call *k)
 {
@@ -192,6 +196,8 @@ void bt_h2_release(bt_h2_call *k)
         h2_arm(c, 0);
     }
     k->watched = 0;
+    /* Before anybody hears that no call is left: who asks for one more then needs no other thread. */
+    bt_h2_expect(s, 1);
     h2_unref(k);
     if (c->leaving == LEAVES)
         h2_pump(c, 0);

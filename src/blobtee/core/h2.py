@@ -86,8 +86,8 @@ class H2Server:
         """Handle calls, one after another, until the server has stopped, or nothing has come for `idle_seconds` and
         more than `keep` threads wait. What `handle` raises is a defect: it is logged.
 
-        When no other thread waits any more, `another` has to bring one before this one may run a handler. If it says
-        that it cannot, the call ends with `RESOURCE_EXHAUSTED`.
+        When no other thread waits any more, or is expected, `another` has to bring one before this one may run a
+        handler. If it says that it cannot, the call ends with `RESOURCE_EXHAUSTED`.
         """
         server, event, timeout = self._server, ffi.new("bt_h2_event *"), int(idle_seconds * 1000)
         take_next = lib.bt_h2_next
@@ -105,6 +105,10 @@ class H2Server:
                 _logger.exception("a defect of blobtee in a call")
             finally:
                 call.close()
+
+    def expect(self, threads: int) -> None:
+        """So many more threads, or fewer, are on their way to `serve`."""
+        lib.bt_h2_expect(self._server, threads)
 
     def drain(self) -> None:
         """Take no more connections, and tell clients to go elsewhere with new calls."""

@@ -127,9 +127,11 @@ class Serving:
         thread = threading.Thread(target=self._run, name="blobtee-rpc", daemon=True)
         with self._lock:
             self._threads.add(thread)
+        self._server.expect(1)
         try:
             thread.start()
         except BaseException:
+            self._server.expect(-1)
             with self._lock:
                 self._threads.discard(thread)
             raise

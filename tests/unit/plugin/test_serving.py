@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -330,12 +331,44 @@ def test_a_call_never_waits_for_another(path: Path) -> None:
         assert [bytes(each.result()) for each in hanging] == [b"late"] * 50
 
 
+def one_after_another(asker: Asker, served: Serving) -> None:
+    for i in range(100):
+        assert asker.ask(ECHO, b"%d" % i) == b"%d" % i
+        assert served._server.wait_idle(10)  # the answer is known before its handler is through
+
+
 def test_who_asks_one_thing_after_another_needs_two_threads(path: Path) -> None:
-    with asking(path) as (asker, _, _):
-        before = threads()
-        for i in range(200):
-            assert asker.ask(ECHO, b"%d" % i) == b"%d" % i
-        assert threads() <= before + 1
+    with asking(path) as (asker, _, served):
+        one_after_another(asker, served)
+        assert threads() == 2
+
+
+def test_threads_that_are_just_starting_are_not_started_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, started, go_on = Serving._run, itertools.count(), threading.Event()
+
+    def run_late(serving: Serving) -> None:
+        if next(started):
+            go_on.wait(10)
+        run(serving)
+
+    monkeypatch.setattr(Serving, "_run", run_late)
+    with asking(path) as (asker, _, served):
+        one_after_another(asker, served)
+        assert threads() == 2
+        go_on.set()
+
+
+def test_threads_that_are_just_coming_back_are_enough(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    close = H2Call.close
+
+    def close_and_linger(call: H2Call) -> None:
+        close(call)
+        time.sleep(0.01)
+
+    monkeypatch.setattr(H2Call, "close", close_and_linger)
+    with asking(path) as (asker, _, served):
+        one_after_another(asker, served)
+        assert threads() == 2
 
 
 def test_threads_that_nobody_needs_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
