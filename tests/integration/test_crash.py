@@ -102,6 +102,7 @@ def test_a_kill_at_any_call_loses_nothing_and_the_work_goes_on(tmp_path: Path) -
         with LocalStore(root) as store:
             check(store, acknowledged(acknowledgements), range(5))
             crash_worker.work(store, iter(range(5)))
+        with LocalStore(root) as store:
             check(store, acknowledged([]), range(5))
             assert {info.labels["number"] for info in store.walk()} == {"0", "1", "2", "3"}
             assert store.statuses() == []

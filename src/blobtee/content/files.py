@@ -267,12 +267,12 @@ def write_small(path: Path, data: bytes) -> None:
         os.close(fd)
 
 
-def write_over(path: Path, data: bytes) -> None:
-    """As `write_small`, in a file that may be there: cutting it off first would have ext4 write it out at once."""
+def write_over(path: str, data: bytes, before: int) -> None:
+    """As `write_small`, in a file of `before` bytes: cutting it off first would have ext4 write it out at once."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     try:
         write_all(fd, memoryview(data), 0)
-        if os.fstat(fd).st_size != len(data):
+        if before > len(data):
             os.ftruncate(fd, len(data))
     finally:
         os.close(fd)

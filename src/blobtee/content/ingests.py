@@ -53,6 +53,7 @@ class Ingest:
     def __init__(self, directory: Path, spares: Spares | None = None) -> None:
         self.directory = directory
         self._spares = spares
+        self._files: Mapping[str, bytes] | None = None
         self.data = directory / "data"
         self.offset_file = directory / "offset"
 
@@ -61,11 +62,16 @@ class Ingest:
         """Name of the lock that its writer holds."""
         return f"ingest:{self.directory.name}"
 
+    @property
+    def is_new(self) -> bool:
+        """Whether it was begun by this object, so that there are no data of before."""
+        return self._files is not None
+
     def read(self) -> Status:
         """What the files say; `NotFound` when it never began or is gone, `DataLoss` when they make no sense."""
-        if self.directory.is_symlink():
-            raise DataLoss(f"ingest {self.directory.name} is a link to somewhere else")
         try:
+            if stat.S_ISLNK(os.lstat(self.directory).st_mode):
+                raise DataLoss(f"ingest {self.directory.name} is a link to somewhere else")
             return self._read()
         except (FileNotFoundError, NotADirectoryError):
             raise NotFound(f"no ingest {self.directory.name}") from None
@@ -93,28 +99,31 @@ class Ingest:
 
     def create(self, ref: bytes, total: int, expected: Digest | None) -> Status:
         """Begin anew, whatever was there. The caller holds the lock and makes `data` next."""
-        if os.path.lexists(self.directory):
-            self.remove()
         now = time.time_ns()
         files = {"ref": ref, "startedat": format_time(now), "updatedat": format_time(now)}
         if total:
             files["total"] = b"%d" % total
         if not self._write_over(files):
+            if os.path.lexists(self.directory):
+                self.remove()
             os.makedirs(self.directory, 0o755)
             for name, data in files.items():
                 write_small(self.directory / name, data)
+        self._files = files
         return Status(ref.decode("utf-8", "surrogateescape"), 0, total, expected, now, now)
 
     def _write_over(self, files: Mapping[str, bytes]) -> bool:
         """Begin with the folder of another, if there is one; False when nothing comes of it, for whatever reason."""
-        if self._spares is None or not self._spares.give(self.directory):
+        before = self._spares.give(self.directory) if self._spares is not None else None
+        if before is None:
             return False
         try:
             for name, data in files.items():
-                write_over(self.directory / name, data)
-            if "total" not in files:
+                if before.get(name) != data:
+                    write_over(f"{self.directory}/{name}", data, len(before.get(name, b"")))
+            for name in before.keys() - files.keys():
                 with suppress(FileNotFoundError):
-                    os.unlink(self.directory / "total")
+                    os.unlink(self.directory / name)
         except OSError:
             self.remove()
             return False
@@ -127,10 +136,8 @@ class Ingest:
         write_small(self.directory / "updatedat", format_time(ns))
 
     def retire(self) -> None:
-        """As `remove`, for one that has become a blob: its folder may be another's."""
-        with suppress(FileNotFoundError):
-            os.unlink(self.data)
-        if self._spares is None or not self._spares.keep(self.directory):
+        """As `remove`, for one whose `data` has gone: its folder may be another's."""
+        if self._spares is None or self._files is None or not self._spares.keep(self.directory, self._files):
             self.remove()
 
     def remove(self) -> None:
@@ -188,10 +195,10 @@ class Ingests:
     def of(self, ref: str) -> Ingest:
         return Ingest(self._directory / hashlib.sha256(encode_ref(ref)).hexdigest(), self._spares)
 
-    def clear_spares(self) -> None:
-        """Remove the folders that no ingest has begun in."""
+    def clear_spares(self, *, but: int = 0) -> None:
+        """Remove the folders that no ingest has begun in, `but` so many."""
         if self._spares is not None:
-            self._spares.clear(lambda folder: Ingest(folder).remove())
+            self._spares.clear(lambda folder: Ingest(folder).remove(), but=but)
 
     def statuses(self) -> Iterator[Status]:
         """Every ingest that can be read; the others are left out. Raises when there is no listing them at all."""

@@ -32,7 +32,7 @@ from blobtee.content.files import make_directory, os_errors, remove_temporaries
 from blobtee.content.ingests import Ingest, Ingests, encode_ref
 from blobtee.content.layout import Layout
 from blobtee.content.locks import Locks
-from blobtee.content.spares import Spares
+from blobtee.content.spares import AT_REST, Spares
 from blobtee.content.writer import LocalWriter
 from blobtee.errors import (
     AlreadyExists,
@@ -79,7 +79,7 @@ class LocalStore:
             self.metadata = Database(self.root / DATABASE, read_only=self.read_only)
             try:
                 self._blobs = Blobs(self.root, self.metadata, self._locks)
-                self._ingests = Ingests(self.root, Spares(self._locks, lambda: len(self._writers) > 1))
+                self._ingests = Ingests(self.root, Spares())
                 self.layout = Layout(self.root)
                 self.problems: tuple[str, ...] = ()
                 if self._locks is not None:
@@ -327,6 +327,7 @@ class LocalStore:
             writers = list(self._writers.values())
         for writer in writers:
             writer.close()
+        self._ingests.clear_spares()
         self.metadata.close()
         if self._locks is not None:
             self._locks.close()
@@ -361,7 +362,7 @@ class LocalStore:
         if self._locks is not None:
             self._locks.release(ingest.lock)
         if is_last:
-            self._ingests.clear_spares()
+            self._ingests.clear_spares(but=AT_REST)
 
     def _writable(self) -> Locks:
         self._check_open()

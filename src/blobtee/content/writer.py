@@ -54,16 +54,20 @@ class LocalWriter(Writer):
         self._touched = False
         self._writeback = Writeback(status.offset)
         self._fd = os.open(ingest.data, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        try:
-            # The rest may be space that was allocated ahead, or bytes that nobody counted when the writer was killed.
-            if os.fstat(self._fd).st_size > status.offset:
-                os.ftruncate(self._fd, status.offset)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(ingest.offset_file)
-            self._hash = self._hash_file(self._algorithm, status.offset)
-        except BaseException:
-            os.close(self._fd)
-            raise
+        if not ingest.is_new:
+            try:
+                self._resume()
+            except BaseException:
+                os.close(self._fd)
+                raise
+
+    def _resume(self) -> None:
+        # The rest may be space that was allocated ahead, or bytes that nobody counted when the writer was killed.
+        if os.fstat(self._fd).st_size > self._status.offset:
+            os.ftruncate(self._fd, self._status.offset)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._ingest.offset_file)
+        self._hash = self._hash_file(self._algorithm, self._status.offset)
 
     @property
     def status(self) -> Status:
@@ -121,24 +125,24 @@ class LocalWriter(Writer):
             try:
                 info = self._commit(size, expected, labels or {}, claim)
             except AlreadyExists:
-                self._finish(remove=True)
+                self._finish(self._ingest.remove)
                 raise
             except BaseException:
-                self._finish(remove=False)
+                self._finish(self._leave)
                 raise
-            self._finish(remove=True)
+            self._finish(self._ingest.retire)
             return info
 
     def close(self) -> None:
         with self._turn:
-            self._finish(remove=False)
+            self._finish(self._leave)
 
     def _commit(self, size: int, expected: str | None, labels: Mapping[str, str], claim: Claim) -> Info:
         digest = check_commit(self._status, size, expected, self._digest_as)
-        self._blobs.check_missing(digest, claim)
         with os_errors(f"commit blob {digest}"):
             self._settle()
             if not self._synced:
+                self._blobs.check_missing(digest, claim)
                 self._sync()
             return self._blobs.place(self._ingest.data, digest, self._status.offset, labels, claim)
 
@@ -236,20 +240,19 @@ class LocalWriter(Writer):
         if self._fd < 0:
             raise Closed(f"the writer of {self._status.ref[:200]!r} is closed")
 
-    def _finish(self, *, remove: bool) -> None:
-        """Close everything and give the lock back. Never fails: what cannot be tidied is found at the next opening."""
+    def _leave(self) -> None:
+        """Leave the ingest for another writer to go on with."""
+        self._settle()
+        if self._touched:
+            self._ingest.write_updated(self._status.updated_at)
+
+    def _finish(self, end: Callable[[], None]) -> None:
+        """Close everything, have `end` done with the ingest, and give the lock back. Never fails: what cannot be tidied
+        is found at the next opening."""
         if self._fd < 0:
             return
         try:
-            if remove:
-                if self._offset_fd >= 0:
-                    os.close(self._offset_fd)
-                    self._offset_fd = -1
-                self._ingest.retire()
-            else:
-                self._settle()
-                if self._touched:
-                    self._ingest.write_updated(self._status.updated_at)
+            end()
         except OSError as error:
             _logger.warning("ingest %.200r was left untidy: %s", self._status.ref, error)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -37,13 +38,19 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return recorded
 
 
+def without_tidying(steps: list[str]) -> list[str]:
+    """Without what becomes of the folder of an ingest that has ended."""
+    folder = hashlib.sha256(b"ref").hexdigest()
+    return [step for step in steps if step != f"rename {folder}" and not step.startswith("unlink")]
+
+
 def test_a_commit_syncs_the_data_names_them_and_syncs_the_directory(tmp_path: Path, steps: list[str]) -> None:
     with LocalStore(tmp_path) as store:
         with store.writer("ref") as writer:
             writer.write(b"data")
             steps.clear()
             writer.commit()
-            committed = [step for step in steps if not step.startswith("unlink")]
+            committed = without_tidying(steps)
     assert committed == ["sync data", "rename data", "sync sha256"]
 
 
@@ -60,7 +67,7 @@ def test_data_are_synced_when_the_total_is_reached_so_that_the_commit_is_a_renam
             assert steps == ["sync data"]
             steps.clear()
             writer.commit(len(data), digest_of(data))
-            assert [step for step in steps if not step.startswith("unlink")] == ["rename data", "sync sha256"]
+            assert without_tidying(steps) == ["rename data", "sync sha256"]
 
 
 def test_data_that_changed_after_the_sync_are_synced_again(tmp_path: Path, steps: list[str]) -> None:

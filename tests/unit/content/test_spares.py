@@ -11,6 +11,7 @@ import pytest
 
 from blobtee.content import LocalStore
 from blobtee.content.api import Writer
+from blobtee.content.spares import AT_REST
 from blobtee.errors import AlreadyExists
 from blobtee.oci import Digest
 
@@ -68,13 +69,24 @@ def test_the_next_ingest_has_the_folder_and_nothing_else(store: LocalStore, othe
     assert (found.ref, found.offset, found.total, found.started_at) == ("short", 4, 0, status.started_at)
 
 
-def test_the_last_writer_leaves_nothing(store: LocalStore) -> None:
-    with store.writer("other") as other:
-        for n in range(3):
-            end_one(store, f"ref {n}", b"%d" % n)
-        assert len(folders(store)) == 2
-        other.write(b"x")
-        other.commit()
+def test_the_last_writer_leaves_a_few_for_the_next_and_closing_none(tmp_path: Path) -> None:
+    with LocalStore(tmp_path / "root") as store:
+        writers = [store.writer(f"ref {n}") for n in range(AT_REST + 3)]
+        for n, writer in enumerate(writers):
+            writer.write(b"%d" % n)
+        for n, writer in enumerate(writers[:-1]):
+            writer.commit()
+            assert len(folders(store)) == len(writers), n
+        writers[-1].commit()
+        left = folders(store)
+        assert len(left) == AT_REST
+        assert store.statuses() == []
+        for n in range(2):
+            with store.writer(f"more {n}") as writer:
+                assert len(folders(store)) == AT_REST, "it has one of them"
+                assert len(left & folders(store)) == AT_REST - 1
+                writer.write(b"more %d" % n)
+                writer.commit()
     assert folders(store) == set()
 
 
@@ -109,7 +121,7 @@ def test_another_process_may_clear_them_away(store: LocalStore, other: Writer) -
         writer.commit()
 
 
-def test_what_is_there_already_leaves_a_spare_one_too(store: LocalStore, other: Writer) -> None:
+def test_what_is_there_already_leaves_no_data_behind(store: LocalStore, other: Writer) -> None:
     end_one(store, "first", b"same")
     with store.writer("second") as writer:
         writer.write(b"same")
