@@ -136,16 +136,15 @@ def _containerd(config: Path) -> dict[str, object]:
         return found | {"problems": [str(error)]}
     sockets = containerd.content_sockets(loaded)
     found["sockets"] = {str(socket): answer(socket) for socket in sockets}
-    # One that has no content plugin at all is not meant to run on blobtee.
-    problems = containerd.check(loaded, major) if sockets else []
+    problems = containerd.check(loaded, major) if containerd.is_meant(loaded) else []
     return found | {"problems": [f"{problem.what}: {problem.cure}" for problem in problems]}
 
 
 def answer(socket: Path) -> str:
     """What is at the other end of a socket, and what to do about it."""
-    refused = refusal(socket)
-    if refused:
-        return _refused(socket, refused)
+    number = refusal(socket)
+    if number:
+        return refused(socket, number)
     try:
         from blobtee.plugin.client import is_serving
     except (ImportError, FailedPrecondition):
@@ -160,7 +159,8 @@ def answer(socket: Path) -> str:
         return str(error)
 
 
-def _refused(socket: Path, number: int) -> str:
+def refused(socket: Path, number: int) -> str:
+    """What connecting to a socket ended with, `number`, means, and what to do about it."""
     if number == errno.ECONNREFUSED and not socket.is_socket():
         return f"no socket: another file has its name; remove that, and start `blobtee serve --socket {socket}`"
     if number == errno.ECONNREFUSED:
@@ -175,8 +175,8 @@ def _refused(socket: Path, number: int) -> str:
         )
     if number in (errno.EACCES, errno.EPERM):
         return (
-            "forbidden: this user may not connect; run `blobtee doctor` as the user of containerd (mostly root), or "
-            "give the socket another --group and --mode"
+            "forbidden: this user may not connect; be the user of containerd (mostly root), or give the socket another "
+            "--group and --mode"
         )
     if number == errno.EAGAIN:
         return "hanging: as many wait to be connected as the kernel keeps waiting; see its log, and restart it"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import BinaryIO
 
 import click
 
 from blobtee import transfer
 from blobtee.cache import CacheManager
+from blobtee.cli.doctor import refused
 from blobtee.cli.options import BandwidthType, compression_options, wish
 from blobtee.cli.output import printable
 from blobtee.cli.session import AddressType, PlatformType, Session, verb
@@ -17,6 +19,7 @@ from blobtee.content import total_size
 from blobtee.errors import FailedPrecondition, from_os_error
 from blobtee.image import Image, read_hints
 from blobtee.oci import Descriptor, Platform
+from blobtee.plugin.sockets import refusal
 
 _NAMED = 5
 
@@ -138,6 +141,9 @@ def _ask_server(session: Session, socket: str, address: str, platform: Platform 
         from blobtee.plugin.client import pull_lazily
     except ImportError as error:
         raise FailedPrecondition("--socket needs more packages: pip install 'blobtee[containerd]'") from error
+    number = refusal(Path(socket))
+    if number:
+        raise FailedPrecondition(f"nobody answers at {socket}: {refused(Path(socket), number)}")
     pulled = pull_lazily(socket, address, str(platform or Platform.current()))
     _show(session, pulled.name, pulled.digest, pulled.media_type, pulled.platform, True, pulled.layers, pulled.layers)
 

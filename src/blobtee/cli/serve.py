@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import click
 
 from blobtee import tasks
+from blobtee._version import __version__
 from blobtee.cli.session import Session, verb
-from blobtee.cli.sizes import SizeType
-from blobtee.errors import Cancelled, FailedPrecondition
+from blobtee.cli.sizes import SizeType, nbytes
+from blobtee.errors import Cancelled, FailedPrecondition, InvalidArgument
 
 if TYPE_CHECKING:
     from blobtee.plugin.server import Listen
@@ -73,7 +74,7 @@ def command(
     Each socket is a tenant: it sees and collects what it brought or asked for, and nothing else. Blobs are kept once,
     for as long as any tenant, image or lease of the store needs them. SIGTERM finishes what is under way; what a
     cancelled write brought is resumed by the next one. Under systemd it says when it is ready, and takes its sockets
-    from a .socket unit, each named for its tenant by FileDescriptorName=.
+    from a .socket unit: those that --socket names by their path, others for the tenant that FileDescriptorName= says.
 
     With --max-size, blobs that it knows where to have again (`pull --lazy --socket`) make room for what comes, the
     longest unused first. Clients find them present all the same, and what they read of them comes once more. Registries
@@ -98,14 +99,19 @@ def command(
     with ExitStack() as stack:
         store = stack.enter_context(session.store())
         registry = stack.enter_context(session.registry(settings=SETTINGS))
-        server = Server(store, listens, registry=registry, max_streams=max_streams, max_size=max_size)
-        if where is not None:
-            stack.callback(MetricsServer(server.metrics, *where).close)
-        server.start()
+        try:
+            server = Server(store, listens, registry=registry, max_streams=max_streams, max_size=max_size)
+            if where is not None:
+                stack.callback(MetricsServer(server.metrics, *where).close)
+            server.start()
+        except InvalidArgument as error:
+            raise click.UsageError(str(error)) from error
         try:
             for listen in listens:
                 _logger.info("tenant %s on %s", listen.tenant, listen.path or "a socket of systemd")
-            _logger.info("serving %s, up to %d RPCs at once", store.root, server.max_streams)
+            if max_size is not None:
+                _logger.info("above %s, layers that a registry has are lazy again", nbytes(max_size))
+            _logger.info("blobtee %s serves %s, up to %d RPCs at once", __version__, store.root, server.max_streams)
             systemd.notify(READY="1", STATUS=f"serving {store.root}")
             _wait(systemd.watchdog_seconds())
         finally:
@@ -155,6 +161,11 @@ def _listens(sockets: Sequence[str], mode: str, group: str) -> list[Listen]:
             raise click.UsageError("--socket is a path, without unix://")
         listens.append(Listen(name, Path(path), mode=bits, group=number))
     for name, inherited in systemd.inherited():
+        place = inherited.getsockname()
+        held = [at for at, each in enumerate(listens) if each.path is not None and str(each.path.absolute()) == place]
+        if held:
+            listens[held[0]] = Listen(listens[held[0]].tenant, inherited=inherited)
+            continue
         # systemd calls what has no name of its own after the unit.
         tenant = DEFAULT_TENANT if name in ("unknown", "connection") or name.endswith(".socket") else name
         listens.append(Listen(tenant, inherited=inherited))

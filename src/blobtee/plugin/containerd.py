@@ -114,6 +114,14 @@ def content_sockets(config: Mapping[str, Any]) -> list[Path]:
     return [Path(address.removeprefix("unix://")) for address in found if isinstance(address, str) and address]
 
 
+def is_meant(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration that was loaded is to have its content elsewhere than in the built-in store."""
+    plugins = config["proxy_plugins"].values()
+    return BUILT_IN in config["disabled_plugins"] or any(
+        isinstance(each, Mapping) and each.get("type") == "content" for each in plugins
+    )
+
+
 def _problems(config: Mapping[str, Any], major: int) -> Iterator[Problem]:
     known = _VERSIONS[major]
     version = config.get("version", 1)
@@ -140,7 +148,7 @@ def _problems(config: Mapping[str, Any], major: int) -> Iterator[Problem]:
         yield Problem(
             "the built-in store is not disabled: containerd 1.6 takes one of the two at random at each start, 2.x "
             "starts with all that needs content in error",
-            f'add "{BUILT_IN}" to disabled_plugins',
+            f'add "{BUILT_IN}" to disabled_plugins, above the first [table] of the file',
         )
     for name, plugin in stores.items():
         identity = f"io.containerd.content.v1.{name}"
@@ -150,7 +158,7 @@ def _problems(config: Mapping[str, Any], major: int) -> Iterator[Problem]:
             if needed not in required:
                 yield Problem(
                     f"{needed} is not required: without it containerd starts, and does nothing",
-                    f'add "{needed}" to required_plugins',
+                    f'add "{needed}" to required_plugins, above the first [table] of the file',
                     fatal=False,
                 )
         yield from _problems_of_address(plugin.get("address"))

@@ -37,8 +37,8 @@ class SocketFile:
                 raise InvalidArgument(f"the path of a socket has at most {MAX_PATH} bytes: {str(each)!r:.300}")
         with os_errors(f"make a folder for the socket {self.path}"):
             make_directory(self.path.parent)
-        self._check_free()
         with os_errors(f"make the socket {self.path}"), suppress(FileNotFoundError):
+            self._check_free()
             os.unlink(self.temporary)
         self._identity: tuple[int, int] | None = None
 

@@ -16,7 +16,7 @@ from blobtee.cli import main
 from blobtee.cli.app import VERBS
 from blobtee.content import LocalStore
 from blobtee.oci import Digest, Platform
-from blobtee.plugin.containerd import configuration
+from blobtee.plugin.containerd import BUILT_IN, configuration
 from blobtee.plugin.server import Listen, Server
 from blobtee.testing import Answer, MemoryRegistry, image, index
 from blobtee.testing.images import Files
@@ -278,6 +278,9 @@ def test_doctor_asks_the_store_of_containerd(run: Run, tmp_path: Path, monkeypat
     assert "not TOML" in report()["problems"][0]
     config.write_text("version = 3\n")
     assert report()["problems"] == []
+    for half in (f'disabled_plugins = ["{BUILT_IN}"]', '[proxy_plugins.blobtee]\ntype = "content"'):
+        config.write_text(f"version = 3\n{half}\n")
+        assert report()["problems"] != []
     config.write_text(configuration(2, socket, "blobtee"))
     assert report()["sockets"][str(socket)].startswith("missing: ")
     with LocalStore(tmp_path / "store") as store, Server(store, [Listen("one", socket)]):
@@ -301,7 +304,9 @@ def test_a_lazy_pull_for_the_containerds_of_a_server(server: MemoryRegistry, run
         assert json.loads(result.out) == json.loads(run("pull", "--lazy", "--json", name).out)
         assert name in store.layout.names()
         assert run("pull", "--lazy", "--socket", str(socket), f"{server.host}/no/such").status == 3
-    assert "No such file" in run("pull", "--lazy", "--socket", str(socket), name).err
+    gone = run("pull", "--lazy", "--socket", str(socket), name)
+    assert gone.status == 1
+    assert f"missing: start `blobtee serve --socket {socket}`" in gone.err
     for wrong in (["--socket", "s"], ["--lazy", "--socket", "s", "--plain-http"]):
         assert run("pull", *wrong, name).status == 2
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from blobtee.errors import AlreadyExists, InvalidArgument
+from blobtee.errors import AlreadyExists, InvalidArgument, PermissionDenied
 from blobtee.plugin.sockets import SocketFile
 
 
@@ -69,3 +70,14 @@ def test_paths_that_no_socket_has(name: str, tmp_path: Path) -> None:
 def test_no_two_sockets_of_a_folder_are_made_under_one_name(tmp_path: Path) -> None:
     made = {SocketFile(tmp_path / str(number)).temporary for number in range(2000)}
     assert len(made) == 2000
+
+
+def test_a_folder_that_may_not_be_looked_into_is_an_error_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "lstat", forbidden)
+    with pytest.raises(PermissionDenied, match="make the socket"):
+        SocketFile(tmp_path / "s")
