@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from blobtee.errors import TooLarge
 from blobtee.layers import Entry, EntryType, whiteout
+from blobtee.seeking import MAX_EXTRAS
 
 MAX_ENTRIES = 1_000_000
 """Entries of one layer that are kept in memory."""
@@ -155,13 +156,15 @@ def parent(path: str) -> str:
 
 def bounded(entries: Iterator[Entry]) -> Iterator[Entry]:
     """The entries without their stream; `TooLarge` when they are more than memory should hold."""
-    nbytes = 0
+    nbytes = extras = 0
     for count, entry in enumerate(entries, 1):
         nbytes += len(entry.path) + len(entry.linkname)
         nbytes += sum(len(key) + len(value) for key, value in entry.xattrs.items())
-        nbytes += 16 * len(entry.sparse or ())
+        extras += len(entry.xattrs) + len(entry.sparse or ())
         if count > MAX_ENTRIES:
             raise TooLarge(f"a layer of more than {MAX_ENTRIES} entries")
+        if extras > MAX_EXTRAS:
+            raise TooLarge(f"a layer of more than {MAX_EXTRAS} attributes and pieces between holes")
         if nbytes > MAX_NAME_NBYTES:
             raise TooLarge(f"a layer with more than {MAX_NAME_NBYTES} bytes of names")
         yield entry.detached()

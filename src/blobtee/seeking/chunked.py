@@ -96,14 +96,11 @@ def _check_numbers(numbers: list[int]) -> None:
         raise TooLarge(f"a table of contents of {max(numbers[1:3])} bytes; the limit is {toc.MAX_TOC}")
 
 
-def _decompress(packed: bytes, nbytes: int) -> bytes:
-    out = bytearray(nbytes + 1)
-    with memoryview(out) as view:
-        filled = _read_into(memoryview(packed), view)
-    if filled != nbytes:
+def _decompress(packed: bytes, nbytes: int) -> memoryview:
+    out = memoryview(bytearray(nbytes + 1))
+    if _read_into(memoryview(packed), out) != nbytes:
         raise CorruptData("a table of contents of another length than it says")
-    del out[nbytes:]
-    return bytes(out)
+    return out[:nbytes]
 
 
 def _unpack(packed: memoryview, out: memoryview, before: int) -> None:

@@ -11,13 +11,14 @@ import json
 import struct
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from blobtee.errors import CorruptData, InvalidArgument, TooLarge
 from blobtee.layers import Entry, EntryType, sparse
 from blobtee.layers.entry import normalise, plain_entry
 from blobtee.seeking.api import stored_nbytes
+from blobtee.seeking.jsontext import JsonText
 from blobtee.tasks import check
 
 _HEAD = struct.Struct("<4sI")
@@ -35,9 +36,13 @@ _TYPES = (
 _CODES = {type_: code for code, type_ in enumerate(_TYPES)}
 _DEVICES = (EntryType.CHARACTER_DEVICE, EntryType.BLOCK_DEVICE)
 _COLUMNS = 6
+_NOTHING: dict[str, Any] = {}
 _MAX_PATH = 32 << 10
 MAX_ENTRIES = 2_000_000
 """Entries of one list."""
+
+MAX_EXTRAS = 2_000_000
+"""Attributes and segments between holes of one list's entries together. Each takes more memory than it is long."""
 
 
 class ListWriter:
@@ -122,9 +127,10 @@ def _load(data: memoryview, stream_nbytes: int) -> list[Entry]:
     texts = [_texts(section, count) for section in sections[1 + _COLUMNS : 5 + _COLUMNS]]
     if len(types) != count:
         raise CorruptData("a list of entries with columns of different lengths")
-    more = _more(bytes(sections[-1]), count)
+    more = _more(sections[-1], count)
+    number_of_more, extra = next(more, (count, _NOTHING))
     entries: list[Entry] = []
-    end = 0
+    end = extras = 0
     for number, row in enumerate(zip(types, *numbers, *texts, strict=True)):
         if number % 4096 == 0:
             check()
@@ -135,9 +141,12 @@ def _load(data: memoryview, stream_nbytes: int) -> list[Entry]:
             raise CorruptData(f"{path[:100]}: a listed entry with impossible numbers")
         _check_names(type_, path, linkname)
         entry = plain_entry(path, type_, size, mode, uid, gid, mtime_ns, linkname, offset, uname, gname, None)
-        extra = more.get(number)
-        if extra is not None:
+        if number == number_of_more:
             entry = _extended(entry, extra)
+            number_of_more, extra = next(more, (count, _NOTHING))
+            extras += len(entry.xattrs) + len(entry.sparse or ())
+            if extras > MAX_EXTRAS:
+                raise TooLarge(f"a list of more than {MAX_EXTRAS} attributes and segments")
         end = offset + stored_nbytes(entry)
         if end > stream_nbytes:
             raise CorruptData(f"{path[:100]}: a listed file that ends behind the tar")
@@ -173,13 +182,17 @@ def _extended(entry: Entry, more: dict[str, Any]) -> Entry:
     )  # fmt: skip
 
 
-def _more(data: bytes, count: int) -> dict[int, dict[str, Any]]:
-    found: dict[int, dict[str, Any]] = {}
-    for number, more in json.loads(data):
-        if type(number) is not int or not 0 <= number < count or not isinstance(more, dict):
+def _more(data: memoryview, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number of each entry of which there is more to say, ascending, and what that is."""
+    text = JsonText(data)
+    before = -1
+    for _ in text.each("[", "]"):
+        number, more = text.value()
+        if type(number) is not int or not before < number < count or not isinstance(more, dict):
             raise CorruptData("a list of entries that says more of one that is none")
-        found[number] = more
-    return found
+        before = number
+        yield number, more
+    text.end()
 
 
 def _sections(data: memoryview, count: int) -> Sequence[memoryview]:
@@ -207,10 +220,10 @@ def _numbers(section: memoryview, count: int) -> list[int]:
 
 
 def _texts(section: memoryview, count: int) -> list[str]:
-    *texts, rest = _text(bytes(section)).split("\0")
-    if len(texts) != count or rest:
+    data = bytes(section)
+    if data.count(b"\0") != count or not data.endswith(b"\0" if count else b""):
         raise CorruptData("a list of entries with columns of different lengths")
-    return texts
+    return _text(data).split("\0")[:-1]
 
 
 def _little(column: array[int]) -> bytes:

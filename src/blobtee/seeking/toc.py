@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,8 @@ from blobtee.layers.entry import MAX_PATH, normalise
 from blobtee.oci import Digest
 from blobtee.oci.times import from_rfc3339
 from blobtee.seeking.api import Contents
-from blobtee.seeking.listing import MAX_ENTRIES
+from blobtee.seeking.jsontext import JsonText
+from blobtee.seeking.listing import MAX_ENTRIES, MAX_EXTRAS
 from blobtee.seeking.spans import MAX_SPAN, SpannedStream, SpanTable
 from blobtee.tasks import check
 
@@ -31,7 +31,6 @@ MAX_TOC = 150 << 20
 
 _DIGEST_NBYTES = 32
 _MAX_NUMBER = (1 << 63) - 1
-_SPACE = re.compile(r"[ \t\n\r]*")
 _NUMBER = re.compile(r"[0-9]{1,19}\Z")
 _TYPES = {
     "reg": EntryType.FILE,
@@ -93,7 +92,7 @@ class Chunks(SpannedStream):
         return out
 
 
-def contents(table: bytes | memoryview, blob_nbytes: int, ends: Sequence[int], decode: Decode) -> Contents:
+def contents(table: bytes | bytearray | memoryview, blob_nbytes: int, ends: Sequence[int], decode: Decode) -> Contents:
     """What `table` tells of a blob of `blob_nbytes` bytes; the offsets of its entries are those of the files' contents
     laid end to end. `ends` are places of the blob where no chunk goes on.
 
@@ -103,7 +102,7 @@ def contents(table: bytes | memoryview, blob_nbytes: int, ends: Sequence[int], d
     """
     reader = _Reader()
     try:
-        for number, row in enumerate(_rows(str(table, "utf-8", "surrogateescape"))):
+        for number, row in enumerate(_rows(JsonText(table))):
             if number % 256 == 0:
                 check()
             if number >= MAX_ENTRIES:
@@ -124,6 +123,7 @@ class _Reader:
         self._chunks: list[tuple[int, int, int, int]] = []
         """Offset in the blob, end if it is told (else 0), bytes before it there, its own; offset -1 for zeros."""
         self._digests = bytearray()
+        self._extras = 0
         self._size = 0
         self._left = 0
         self._end = 0
@@ -140,6 +140,9 @@ class _Reader:
             return
         self._finish()
         entry = self._entry(row, _path(name), kind)
+        self._extras += len(entry.xattrs)
+        if self._extras > MAX_EXTRAS:
+            raise TooLarge(f"a table of contents of more than {MAX_EXTRAS} attributes")
         self._entries.append(entry)
         self._name, self._left = entry.path, entry.size
         self._end = 0
@@ -228,74 +231,44 @@ class _Reader:
         return bytes.fromhex(digest.hex)
 
 
-def _rows(text: str) -> Iterator[dict[str, Any]]:
-    """The objects in the top object's array "entries", one at a time: a table of 150 MiB is not in memory twice."""
-    decode = json.JSONDecoder().raw_decode
-    at, empty = _opened(text, _space(text, 0), "{}")
+def _rows(text: JsonText) -> Iterator[dict[str, Any]]:
+    """The objects in the top object's array "entries"."""
     found = False
-    while not empty:
-        key, at = decode(text, at)
-        at = _expect(text, at, ":")
-        if key == "entries" and text[at : at + 1] == "[":
+    for _ in text.each("{", "}"):
+        key = text.value()
+        text.take(":")
+        if key == "entries" and text.peek() == "[":
             if found:
                 raise CorruptData("a table of contents with two lists of entries")
             found = True
-            at, done = _opened(text, at, "[]")
-            while not done:
-                row, at = decode(text, at)
+            for _ in text.each("[", "]"):
+                row = text.value()
                 if not isinstance(row, dict):
                     raise CorruptData("a table of contents with an entry that is none")
                 yield row
-                at, done = _next(text, at, "]")
         else:
-            value, at = decode(text, at)
+            value = text.value()
             if key == "version" and value != 1:
                 raise CorruptData(f"a table of contents of version {str(value)[:20]}")
-        at, empty = _next(text, at, "}")
-    if at != len(text):
-        raise CorruptData("a table of contents with something behind it")
-
-
-def _space(text: str, at: int) -> int:
-    match = _SPACE.match(text, at)
-    assert match is not None
-    return match.end()
-
-
-def _expect(text: str, at: int, mark: str) -> int:
-    at = _space(text, at)
-    if text[at : at + 1] != mark:
-        raise CorruptData(f"a table of contents that is no JSON: no {mark!r} at character {at}")
-    return _space(text, at + 1)
-
-
-def _opened(text: str, at: int, marks: str) -> tuple[int, bool]:
-    """Behind the opening mark; behind the closing one, and True, when it follows."""
-    at = _expect(text, at, marks[0])
-    return (_space(text, at + 1), True) if text[at : at + 1] == marks[1] else (at, False)
-
-
-def _next(text: str, at: int, closing: str) -> tuple[int, bool]:
-    """Behind the comma; behind the closing mark, and True, when that is there."""
-    at = _space(text, at)
-    if text[at : at + 1] == closing:
-        return _space(text, at + 1), True
-    return _expect(text, at, ","), False
+    text.end()
 
 
 def _text(row: dict[str, Any], key: str) -> str:
     value = row.get(key) or ""
-    if not isinstance(value, str) or "\0" in value or not _is_text(value):
+    if not isinstance(value, str) or "\0" in value:
         raise CorruptData(f"a table of contents whose {key} is no text")
-    return value
+    return _one_spelling(value, key)
 
 
-def _is_text(value: str) -> bool:
-    """Whether there are bytes for it: JSON may escape half of a pair of surrogates."""
+def _one_spelling(value: str, what: str) -> str:
+    """The text for its bytes as a tar's reader has it. JSON may escape halves of surrogate pairs: some stand for no
+    bytes, and others, put together, for bytes that are a letter. Two names for one file would be a way to hide it."""
+    if value.isascii():
+        return value
     try:
-        return value.isascii() or bool(value.encode("utf-8", "surrogateescape"))
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        return False
+        raise CorruptData(f"a table of contents whose {what} is no text") from None
 
 
 def _number(row: dict[str, Any], key: str) -> int:
@@ -337,10 +310,8 @@ def _xattrs(row: dict[str, Any]) -> dict[str, bytes]:
         raise CorruptData("a table of contents with attributes that are none")
     found = {}
     for key, value in told.items():
-        if not _is_text(key):
-            raise CorruptData("a table of contents with an attribute whose name is no text")
         try:
-            found[key] = base64.b64decode(value, validate=True)
+            found[_one_spelling(key, "attribute")] = base64.b64decode(value, validate=True)
         except (TypeError, ValueError, binascii.Error):
             raise CorruptData("a table of contents with an attribute that is no base64") from None
     return found

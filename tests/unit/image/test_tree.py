@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import subprocess
+import tarfile
 import tempfile
 import threading
 from pathlib import Path
@@ -283,6 +284,18 @@ def test_layers_with_too_many_entries_are_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(index, "MAX_NAME_NBYTES", 3)
     with pytest.raises(TooLarge):
         tree([f("long")]).lookup("1")
+
+
+def test_layers_with_too_many_attributes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("f")
+        member.pax_headers = {f"SCHILY.xattr.user.{n}": "x" for n in range(4)}
+        archive.addfile(member)
+    assert len(tree(buffer.getvalue()).lookup("f").entry.xattrs) == 4
+    monkeypatch.setattr(index, "MAX_EXTRAS", 3)
+    with pytest.raises(TooLarge):
+        tree(buffer.getvalue()).lookup("f")
 
 
 def test_a_few_long_paths_do_not_become_millions_of_directories(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import tarfile
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blobtee.errors import BlobteeError, CorruptData, InvalidArgument
+from blobtee.errors import BlobteeError, CorruptData, InvalidArgument, TooLarge
 from blobtee.layers import Entry, EntryType, Segment, entries
 from blobtee.seeking import listing
 from tests.fuzz.test_tar import SEEDS
@@ -122,6 +123,36 @@ def test_what_no_tar_can_say_is_refused(entry: Entry) -> None:
 def test_files_that_lie_on_each_other_are_refused() -> None:
     with pytest.raises(CorruptData):
         listing.load(listing.dump([a_file(offset=512), a_file("g", offset=514)]), 1 << 30)
+
+
+def with_more(text: bytes, entries: int = 3) -> bytes:
+    """A list of files whose last section is `text`."""
+    data = listing.dump([a_file(str(number), offset=512 * number) for number in range(entries)])
+    assert data.endswith(struct.pack("<Q", 2) + b"[]")
+    return data[:-10] + struct.pack("<Q", len(text)) + text
+
+
+def test_what_more_there_is_to_say_is_in_the_order_of_the_entries_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = b'{"xattrs":[["aw==","dg=="]]}'
+    found = listing.load(with_more(b"[[0,%s], [2,%s]]" % (one, one)), 1 << 20)
+    assert [len(entry.xattrs) for entry in found] == [1, 0, 1]
+    for text in (b"[[2,{}],[0,{}]]", b"[[0,{}],[0,{}]]", b"[[3,{}]]", b"[[-1,{}]]", b"[[0]]", b"[5]", b"[[true,{}]]"):
+        with pytest.raises(CorruptData):
+            listing.load(with_more(text), 1 << 20)
+    monkeypatch.setattr(listing, "MAX_EXTRAS", 1)
+    with pytest.raises(TooLarge):
+        listing.load(with_more(b"[[0,%s],[2,%s]]" % (one, one)), 1 << 20)
+
+
+def test_a_list_is_not_more_in_memory_than_it_may_be() -> None:
+    # Each of these empty arrays once took thirty times its two bytes.
+    with pytest.raises(TooLarge):
+        listing.load(with_more(b'[[0,{"x":[' + b"[]," * (2 << 20) + b"1]}]]"), 1 << 20)
+    for texts, count in ((b"\0" * 5, 0), (b"\0" * 2, 3), (b"a\0b\0c", 3), (b"a\0b\0c\0d", 3)):
+        sections = [bytes(count), *[bytes(8 * count)] * 6, texts, *[b"\0" * count] * 3, b"[]"]
+        data = struct.pack("<4sI", b"BTL1", count) + b"".join(struct.pack("<Q", len(s)) + s for s in sections)
+        with pytest.raises(CorruptData, match="different lengths"):
+            listing.load(data, 1 << 20)
 
 
 SEED = listing.dump(

@@ -308,6 +308,32 @@ def test_a_table_of_another_version_or_that_is_no_json_is_refused() -> None:
         assert toc.contents(text, 10, (), lambda packed, out, before: None).entries == []
 
 
+def test_a_name_has_one_spelling() -> None:
+    """JSON can write the bytes of a letter as two halves of surrogates: that is the letter."""
+    told = '{"entries":[{"type":"dir","name":"%s","xattrs":{"%s":""}}]}'
+    for name in ("é", "\\udcc3\\udca9"):
+        (entry,) = toc.contents((told % (name, name)).encode(), 10, (), lambda packed, out, before: None).entries
+        assert (entry.path, dict(entry.xattrs)) == ("é", {"é": b""})
+    for name in ("\\ud800", "\\udc00"):
+        with pytest.raises(CorruptData, match="no text"):
+            toc.contents((told % (name, "x")).encode(), 10, (), lambda packed, out, before: None)
+        with pytest.raises(CorruptData, match="no text"):
+            toc.contents((told % ("x", name)).encode(), 10, (), lambda packed, out, before: None)
+
+
+def test_a_table_is_not_more_in_memory_than_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each of these empty arrays once took thirty times its two bytes.
+    bomb = b'{"entries":[{"type":"dir","name":"d","x":[' + b"[]," * (2 << 20) + b"1]}]}"
+    with pytest.raises(TooLarge):
+        toc.contents(bomb, 10, (), lambda packed, out, before: None)
+    with pytest.raises(TooLarge):
+        toc.contents(b'{"x":' + bomb + b"}", 10, (), lambda packed, out, before: None)
+    monkeypatch.setattr(toc, "MAX_EXTRAS", 3)
+    some = b'{"entries":[' + b",".join([b'{"type":"dir","name":"d","xattrs":{"a":"","b":""}}'] * 2) + b"]}"
+    with pytest.raises(TooLarge, match="attributes"):
+        toc.contents(some, 10, (), lambda packed, out, before: None)
+
+
 def test_too_many_rows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toc, "MAX_ENTRIES", 3)
     with pytest.raises(TooLarge):
