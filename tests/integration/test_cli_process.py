@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -42,6 +43,18 @@ def run(environ: dict[str, str], *arguments: str, data: bytes = b"") -> subproce
 
 def big_layer(size: int) -> Layer:
     return layer({"data": Generated(size).read()}, compression=Compressed.NONE)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["pull", "--help"], ["--version"], ["doctor"]])
+def test_no_room_for_what_is_printed_is_no_defect(environ: dict[str, str], arguments: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [*BLOBTEE, *arguments], env=environ, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    assert result.returncode == 1
+    first, *hints = result.stderr.decode().splitlines()
+    assert first.startswith("blobtee: error: cannot write to standard output: No space left on device")
+    assert not any("defect" in hint for hint in hints)
 
 
 def test_the_main_job_from_end_to_end(server: MemoryRegistry, environ: dict[str, str], tmp_path: Path) -> None:
@@ -169,17 +182,12 @@ def test_closed_standard_streams_do_no_harm(server: MemoryRegistry, environ: dic
     assert b"Traceback" not in closed.stderr
 
 
-def test_a_terminal_gets_bars_and_everything_else_plain_lines(server: MemoryRegistry, environ: dict[str, str]) -> None:
-    name = image([big_layer(3_000_000)]).push(server, "team/app")
-
-    @server.fault
-    def slow(request: Request) -> Answer | None:
-        return Answer(delay=0.3) if request.kind == "blob" else None
-
+def on_a_terminal(environ: dict[str, str], *arguments: str) -> bytes:
+    """All that the command shows on a terminal that both its outputs are."""
     ours, theirs = pty.openpty()
     try:
         process = subprocess.Popen(
-            [*BLOBTEE, "pull", name], env={**environ, "TERM": "xterm"}, stdout=subprocess.DEVNULL, stderr=theirs
+            [*BLOBTEE, *arguments], env={**environ, "TERM": "xterm"}, stdout=theirs, stderr=theirs
         )
         os.close(theirs)
         shown = b""
@@ -192,11 +200,30 @@ def test_a_terminal_gets_bars_and_everything_else_plain_lines(server: MemoryRegi
         assert process.wait(20) == 0
     finally:
         os.close(ours)
+    return shown
+
+
+def test_a_terminal_gets_bars_and_everything_else_plain_lines(server: MemoryRegistry, environ: dict[str, str]) -> None:
+    name = image([big_layer(3_000_000)]).push(server, "team/app")
+
+    @server.fault
+    def slow(request: Request) -> Answer | None:
+        return Answer(delay=0.3) if request.kind == "blob" else None
+
+    shown = on_a_terminal(environ, "pull", name)
     assert b"\x1b[" in shown
     assert "━".encode() in shown
+    alone = rb"(\n|\x1b\[2K)(\x1b\[\?25h)?\r?" + name.encode() + rb"@[^\r\n]*\r\n"
+    assert re.search(alone, shown), "the result is on a line of its own"
     server.fault(lambda request: None)
     piped = run(environ, "pull", name)
     assert b"\x1b" not in piped.stderr
+
+
+def test_bars_take_nothing_away_of_what_is_printed(server: MemoryRegistry, environ: dict[str, str]) -> None:
+    name = image([layer({"a": b"no end of line", "b": Generated(3_000_000).read()})]).push(server, "team/app")
+    run(environ, "pull", "--lazy", name)
+    assert on_a_terminal(environ, "cat", name, "a").endswith(b"no end of line")
 
 
 _CHILD = """\

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -12,14 +13,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130 interrupted, 141 standard output was closed."""
     _occupy_standard_streams()
     try:
-        import click  # noqa: F401
-        import rich  # noqa: F401
-    except ImportError as error:
-        print(f"blobtee: error: the command line needs {error.name}: pip install 'blobtee[cli]'", file=sys.stderr)
-        return 1
-    from blobtee.cli.app import run
+        try:
+            import click  # noqa: F401
+            import rich  # noqa: F401
+        except ImportError as error:
+            print(f"blobtee: error: the command line needs {error.name}: pip install 'blobtee[cli]'", file=sys.stderr)
+            return 1
+        from blobtee.cli.app import run
 
-    return run(arguments)
+        return run(arguments)
+    except KeyboardInterrupt:  # while that was imported
+        return 128 + signal.SIGINT
 
 
 def _occupy_standard_streams() -> None:

@@ -23,6 +23,7 @@ VERBS = {
     "inspect": "Tell what an image is made of, and what of it is here.",
     "cat": "Print a manifest, a blob, or a file inside an image.",
     "ls": "List files inside an image.",
+    "images": "List the images of the store.",
     "blobs": "List the blobs of the store.",
     "rm": "Forget names of images.",
     "gc": "Remove what no image and no lease needs any more.",
@@ -83,7 +84,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return USAGE
     except click.ClickException as error:
         hint = f"{error.ctx.command_path} --help" if isinstance(error, click.UsageError) and error.ctx else ""
-        report(error.format_message(), f"see `{hint}`" if hint else "")
+        report(" ".join(error.format_message().split()), f"see `{hint}`" if hint else "")
         return USAGE if isinstance(error, click.UsageError) else FAILED
     except (Interrupted, click.Abort, KeyboardInterrupt):
         report("interrupted", "nothing is half done; what a pull brought is kept for the next one")
@@ -95,6 +96,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         return report(error, status=status_of(error))
     except Exception as error:
+        if isinstance(error, OSError) and _flushed(0) != 0:
+            return FAILED  # a help text, which click prints, found no room
         if debug:
             traceback.print_exc()
         text = f"{type(error).__name__}: {error}"

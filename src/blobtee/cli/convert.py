@@ -6,7 +6,7 @@ import click
 
 from blobtee import transfer
 from blobtee.cli.copy import nearby_store, told
-from blobtee.cli.options import compression_options, epoch_option, wish
+from blobtee.cli.options import compression_options, epoch_option, packing
 from blobtee.cli.session import AddressType, PlatformType, Session, verb
 from blobtee.oci import Platform
 
@@ -43,8 +43,7 @@ def command(
       blobtee convert --compression estargz oci:./build:latest registry.example/team/app:esgz
       blobtee convert --compression zstd --level 19 --force registry.example/team/app:1 oci:./small
     """
-    compression = wish(kind, level, force=force)
-    assert compression is not None
+    compression = packing(kind, level, force=force)
     with session.registry(source, destination) as registry, nearby_store(session) as store:
         report = transfer.convert(
             source, destination, compression, platform=platform, epoch=epoch, store=store, registry=registry

@@ -33,7 +33,7 @@ class OutputClosed(Exception):
 
 
 _HINTS: tuple[tuple[type[BlobteeError], str], ...] = (
-    (Unauthenticated, "sign in with `docker login` or `podman login`, or use --username and --password-stdin"),
+    (Unauthenticated, "`podman login` does as well; or, for this command alone, --username with --password-stdin"),
     (ConnectionFailed, "the same command again goes on where this one stopped"),
     (TooManyRequests, "wait a while, or sign in: registries grant more to those they know"),
     (StorageFull, "`blobtee gc` removes what no image in a store needs"),
@@ -53,10 +53,16 @@ def status_of(error: BlobteeError) -> int:
     return NOT_FOUND if isinstance(error, NotFound) else FAILED
 
 
+def _hint(error: BlobteeError) -> str:
+    if isinstance(error, ConnectionFailed) and "; " in str(error):
+        return ""  # the text says what has to be changed first
+    return next((text for kind, text in _HINTS if isinstance(error, kind)), "")
+
+
 def report(error: BlobteeError | str, hint: str = "", status: int = FAILED) -> int:
     """Say what went wrong on standard error, in one line and perhaps a hint; returns `status`."""
     if not hint and isinstance(error, BlobteeError):
-        hint = next((text for kind, text in _HINTS if isinstance(error, kind)), "")
+        hint = _hint(error)
     line = "".join(c if c.isprintable() else " " for c in str(error)).strip()
     try:
         print(f"blobtee: error: {line or 'unknown'}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import click
@@ -89,7 +90,8 @@ def _lines(found: Inspection) -> Iterator[str]:
     settings = found.config.json.get("config")
     for key in _SETTINGS:
         if isinstance(settings, dict) and settings.get(key):
-            yield f"{key.lower():<11} {settings[key]}"
+            value = settings[key]
+            yield f"{key.lower():<11} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
     yield f"layers      {len(found.layers)}, {nbytes(total_size([layer.descriptor for layer in found.layers]))}"
     for layer in found.layers:
         yield _line("here" if layer.present else "lazy", layer.descriptor, layer.compression)

@@ -17,7 +17,7 @@ from blobtee import transfer
 from blobtee.cache import CacheManager, Ref
 from blobtee.cache.labels import UNCOMPRESSED
 from blobtee.cli.copy import told
-from blobtee.cli.options import compression_options, epoch_option, wish
+from blobtee.cli.options import compression_options, epoch_option, packing
 from blobtee.cli.session import PlatformType, Session, verb
 from blobtee.cli.sizes import nbytes
 from blobtee.compression import Compression, Type
@@ -139,7 +139,8 @@ def command(
 
     Of a layer file digest, size and diff id are printed (to standard error where the layer itself goes to standard
     output). An image is that of --parent, whose layers stay as they are and are mounted where they can be, with this
-    layer added. The same directory gives the same layer; with --epoch (or SOURCE_DATE_EPOCH) the same image too.
+    layer added: what is in DIR comes to lie at its root. --username is for the registry of DEST. The same directory
+    gives the same layer; with --epoch (or SOURCE_DATE_EPOCH) the same image too.
 
     \b
     Examples:
@@ -150,17 +151,17 @@ def command(
     """
     if lower is not None and overlay:
         raise click.UsageError("--lower and --overlay exclude each other")
-    compression = wish(kind, level)
     settings = _Settings(entrypoint, cmd, env, workdir, user, labels)
     directories = _Directories(directory, lower, overlay, epoch)
     if _is_file(goal):
         if parent is not None or platform is not None or settings:
             raise click.UsageError(f"{goal} is a layer file, which has no parent, platform or settings")
-        return _to_file(session, directories, goal, _of_file(goal, compression))
+        return _to_file(session, directories, goal, _of_file(goal, kind, level))
     try:
         transfer.parse(goal)
     except BlobteeError as error:
         raise click.BadParameter(str(error), param_hint="--output") from None
+    compression = packing(kind or Type.GZIP, level)
     return _to_image(session, directories, goal, parent, platform, compression, settings)
 
 
@@ -170,11 +171,10 @@ def _is_file(goal: str) -> bool:
     return goal == "-" or goal.startswith(("/", ".")) or goal.endswith(tuple(_ENDINGS))
 
 
-def _of_file(goal: str, compression: Compression | None) -> Compression:
+def _of_file(goal: str, kind: str | None, level: int | None) -> Compression:
     """How to pack a layer file: as is asked, or as its name says; `UsageError` when these differ."""
     ending = max((ending for ending in _ENDINGS if goal.endswith(ending)), key=len, default=None)
-    if compression is None:
-        return Compression(_DEFAULTS[ending] if ending is not None else Type.GZIP)
+    compression = packing(kind or (_DEFAULTS[ending] if ending is not None else Type.GZIP), level)
     if ending is not None and compression.type not in _ENDINGS[ending]:
         raise click.UsageError(f"{goal} should not be {compression.type.value}; give it another ending, or path")
     return compression
@@ -247,7 +247,7 @@ def _to_image(
     addresses = [goal] if parent is None else [goal, parent]
     with ExitStack() as stack:
         store = stack.enter_context(session.store())
-        registry = stack.enter_context(session.registry(*addresses))
+        registry = stack.enter_context(session.registry(*addresses, sign_in=goal))
         base = None
         if parent is not None:
             base = stack.enter_context(_parent(store, registry, parent, platform))

@@ -62,12 +62,17 @@ def epoch_option(text: str, *, envvar: str | None = None) -> Callable[[_Callback
     return click.option("--epoch", type=click.IntRange(0, MAX_EPOCH), envvar=envvar, metavar="SECONDS", help=text)
 
 
-def wish(kind: str | None, level: int | None, *, force: bool = False) -> Compression | None:
+def wish(kind: str | None, level: int | None) -> Compression | None:
     """What the options ask for; None when they ask for nothing. `UsageError` for a level that the type has not."""
     if kind is None:
         if level is not None:
             raise click.UsageError("--level belongs to --compression")
         return None
+    return packing(kind, level)
+
+
+def packing(kind: str, level: int | None, *, force: bool = False) -> Compression:
+    """As `wish`, for a type that is known."""
     try:
         return Compression(kind, force=force, level=level)
     except InvalidArgument as error:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from blobtee import tasks
 from blobtee.cli.errors import OutputClosed
@@ -21,6 +21,9 @@ class Output:
     def __init__(self, as_json: bool, quiet: bool) -> None:
         self.as_json = as_json
         self.quiet = quiet
+        self.clear: Callable[[bool], None] = lambda for_good: None
+        """Called before something is printed on a terminal, which may have bars of progress on it; True where they
+        must not come again, as what is printed does not end its line."""
 
     def result(self, value: Mapping[str, object], text: str) -> None:
         """One result: as a JSON object on a line of its own, or as `text`, which is one line whatever is in it."""
@@ -32,7 +35,12 @@ class Output:
 
     def raw(self, data: bytes | memoryview) -> None:
         with _writing():
-            sys.stdout.buffer.write(data)
+            if sys.stdout.isatty():
+                self.clear(bytes(data[-1:]) != b"\n")
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()  # before a bar comes again
+            else:
+                sys.stdout.buffer.write(data)
 
     def flush(self) -> None:
         """What was written so far is out, for who acts on it while the verb goes on."""

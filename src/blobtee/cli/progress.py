@@ -8,12 +8,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
 
 from blobtee.cli.sizes import nbytes
 from blobtee.tasks import Event, Reporter, reporting
@@ -24,17 +25,19 @@ _INTERVAL = 1.0
 
 
 @contextmanager
-def shown(style: str) -> Iterator[None]:
-    """Show the block's work. `auto` is `tty` on a terminal that can move its cursor, `plain` elsewhere."""
+def shown(style: str) -> Iterator[Callable[[bool], None]]:
+    """Show the block's work. `auto` is `tty` on a terminal that can move its cursor, `plain` elsewhere. The block gets
+    what clears the terminal for what somebody else prints; bars come again by themselves, unless it is told that they
+    must not."""
     if style == "auto":
         smart = sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
         style = "tty" if smart else "plain"
     if style == "quiet":
         with reporting(None):
-            yield
+            yield lambda for_good: None
         return
     with _SHOWS[style]() as reporter, reporting(reporter):
-        yield
+        yield reporter.clear if isinstance(reporter, _Bars) else lambda for_good: None
 
 
 @contextmanager
@@ -43,7 +46,15 @@ def _bars() -> Iterator[Reporter]:
     try:
         yield bars
     finally:
-        bars.close()
+        bars.clear(True)
+
+
+class _Rate(ProgressColumn):
+    """In the units of everything else."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{nbytes(speed)}/s")
 
 
 class _Bars:
@@ -55,15 +66,18 @@ class _Bars:
             TextColumn("{task.description}"),
             BarColumn(),
             DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            _Rate(),
             console=Console(stderr=True),
             transient=True,
         )
         self._tasks: dict[tuple[str, str], TaskID] = {}
         self._started = False
+        self._ended = False
 
     def __call__(self, event: Event) -> None:
         with self._lock:
+            if self._ended:
+                return
             key = (event.digest, event.action)
             if event.final:
                 task = self._tasks.pop(key, None)
@@ -79,9 +93,12 @@ class _Bars:
                 self._tasks[key] = self._progress.add_task(_title(event), total=event.total or None)
             self._progress.update(self._tasks[key], completed=event.current)
 
-    def close(self) -> None:
-        if self._started:
-            self._progress.stop()
+    def clear(self, for_good: bool) -> None:
+        with self._lock:
+            self._ended = self._ended or for_good
+            if self._started:
+                self._started = False
+                self._progress.stop()
 
 
 def _title(event: Event) -> str:
@@ -124,11 +141,12 @@ class _Lines:
         events = self._latest.values()
         done = sum(event.completed is not None for event in events)
         current = sum(event.current for event in events)
-        total = sum(max(event.total, event.current) for event in events)
+        known = all(event.total or event.final for event in events)
+        total = f" of {nbytes(sum(max(event.total, event.current) for event in events))}" if known else ""
         seconds = max(time.monotonic() - self._started, 0.001)
         actions = ", ".join(dict.fromkeys(event.action for event in events))
         rate = nbytes(current / seconds)
-        _say(f"{actions}: {done} of {len(events)} done, {nbytes(current)} of {nbytes(total)}, {rate}/s")
+        _say(f"{actions}: {done} of {len(events)} done, {nbytes(current)}{total}, {rate}/s")
 
 
 @contextmanager

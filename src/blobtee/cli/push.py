@@ -24,7 +24,8 @@ def command(
 
     REF is a name that the store knows, from a pull. Layers that are still lazy are mounted where DEST is on the
     registry that they are on: no byte of them moves then. With --compression the image gets documents of its own, as
-    `blobtee convert` tells; the store keeps the converted layers beside the others.
+    `blobtee convert` tells; the store keeps the converted layers beside the others. --username is for the registry of
+    DEST.
 
     \b
     Examples:
@@ -33,7 +34,7 @@ def command(
       blobtee push --compression zstd python:3.12 registry.example/mirror/python:3.12-zstd
     """
     compression = wish(kind, level)
-    with session.store() as store, session.registry(destination, name) as registry:
+    with session.store() as store, session.registry(destination, name, sign_in=destination) as registry:
         with transfer.open_image(name, store, platform=platform, registry=registry) as image:
             report = transfer.push(
                 image,

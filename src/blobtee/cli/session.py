@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -74,16 +74,20 @@ class Session:
             yield store
 
     @contextmanager
-    def registry(self, *addresses: Address | str, settings: Settings | None = None) -> Iterator[Registry]:
-        """The client for the registries that `addresses` name; options for one registry are about these."""
-        hosts = {reference.host for reference in map(_reference, addresses) if reference is not None}
+    def registry(
+        self, *addresses: Address | str, settings: Settings | None = None, sign_in: Address | str | None = None
+    ) -> Iterator[Registry]:
+        """The client for the registries that `addresses` name; options for one registry are about these, and a
+        password is for that of `sign_in`, where it names one."""
+        hosts = _hosts(*addresses)
         found = Hosts(
             self.hosts_dirs or CONFIG_DIRS,
             plain_http=hosts if self.plain_http else (),
             https=hosts if self.plain_http is False else (),
             insecure=() if self.tls_verify else hosts,
         )
-        with Registry(hosts=found, credentials=self._credentials(hosts), settings=settings) as registry:
+        sign_in_at = (_hosts(sign_in) if sign_in is not None else None) or hosts
+        with Registry(hosts=found, credentials=self._credentials(sign_in_at), settings=settings) as registry:
             yield registry
 
     def _credentials(self, hosts: set[str]) -> Credentials:
@@ -113,13 +117,15 @@ class _Given:
         return self._credential if host == self._host else self._files.get(host, repository)
 
 
-def _reference(address: Address | str) -> Reference | None:
-    if isinstance(address, str):
-        try:
-            address = parse(address)
-        except BlobteeError:
-            return None
-    return address if isinstance(address, Reference) else None
+def _hosts(*addresses: Address | str) -> set[str]:
+    """The registries that are named; what is no address names none."""
+    hosts = set()
+    for address in addresses:
+        with suppress(BlobteeError):
+            parsed = parse(address) if isinstance(address, str) else address
+            if isinstance(parsed, Reference):
+                hosts.add(parsed.host)
+    return hosts
 
 
 class PlatformType(click.ParamType[Platform]):
@@ -205,7 +211,7 @@ def verb(*, remote: bool = False, hosts: bool = False) -> Callable[[_Callback], 
             session = Session(root, Output(as_json, quiet), "quiet" if quiet else progress, **remote_options)
 
             def work() -> int:
-                with shown(session.progress):
+                with shown(session.progress) as session.output.clear:
                     return function(session, **given) or 0
 
             return interruptible(work)

@@ -36,6 +36,8 @@ class Reference:
         """Read a name. Neither tag nor digest means `default_tag`. `InvalidReference` says what is malformed."""
         shown = text if len(text) <= 120 else text[:120] + "…"
         name, at, digest_text = text.partition("@")
+        if not name:
+            raise InvalidReference(f"{shown!r}: no name of an image")
         try:
             digest = Digest(digest_text) if at else None
         except InvalidDigest as error:

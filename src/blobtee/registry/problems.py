@@ -31,6 +31,8 @@ _MAX_ERROR_BODY = 64 << 10
 _MAX_SHOWN = 300
 _SECRET = re.compile(r"\b(basic|bearer)\s+[^\s\"',;]+", re.IGNORECASE)
 _XML = re.compile(r"<(Code|Message)>([^<]*)</\1>")
+_WANTS_TLS = "sent an HTTP request to an HTTPS server"
+"""What a server in Go says of plain HTTP, which is what registries on loopback are spoken to in."""
 _TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -113,6 +115,8 @@ def problem(answer: Refusal, what: str, settings: Settings) -> BlobteeError | Tr
             )
         after = answer.headers("retry-after")
         return Transient(error, after=retry_after(after[0] if after else None, settings.max_retry_after))
+    if status == 400 and _WANTS_TLS in said:
+        tail += "; say so in hosts.toml, or by --no-plain-http"
     if 400 <= status < 500:
         return InvalidArgument(f"cannot {what}: the registry refused with {reason}{tail}")
     if status >= 500:

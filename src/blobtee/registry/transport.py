@@ -448,7 +448,7 @@ def _public(error: Exception, url: Url, proxy: str = "") -> Exception:
         if "certificate not trusted" in str(error):
             hint = "; name its authority in SSL_CERT_FILE or as `ca` in hosts.toml"
         elif "TLS:" in str(error):
-            hint = "; does it speak plain HTTP? then say so in hosts.toml"
+            hint = "; does it speak plain HTTP? then say so in hosts.toml, or by --plain-http"
         return ConnectionFailed(f"cannot connect to {where}{through}: {str(error) or 'failed'}{hint}")
     if isinstance(error, (httpcore.ReadTimeout, httpcore.WriteTimeout, httpcore.PoolTimeout)):
         return ConnectionFailed(f"{where} stood still for too long")

@@ -65,7 +65,7 @@ def find(store: MetadataStore, text: str) -> tuple[str, Descriptor]:
     except InvalidReference:
         full = ""
     if full not in known:
-        raise NotFound(f"no image {text[:300]!r} in the store; pull it first")
+        raise NotFound(f"no image {text[:300]!r} in the store")
     return full, known[full]
 
 
@@ -239,7 +239,10 @@ def open_image(
     `NotFound`: no such name, or no image for the platform in the store. `DataLoss`: a document is damaged.
     `NeedsRemoteProvider`: layers are missing and nothing says where they can be had.
     """
-    full, root = find(store, name)
+    try:
+        full, root = find(store, name)
+    except NotFound as error:
+        raise NotFound(f"{error}; pull it first") from None
     return open_root(store, full, root, platform, registry)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -15,7 +17,7 @@ from blobtee.compression import decompress, detect
 from blobtee.content import ReaderAt
 from blobtee.content.files import FileReader, os_errors, sync_directory
 from blobtee.errors import CorruptData, InvalidArgument, NotFound, TooLarge
-from blobtee.layers import EntryType, entries
+from blobtee.layers import Entry, EntryType, entries
 from blobtee.layers.entry import normalise
 from blobtee.oci import Compressed
 from blobtee.transfer.layouts import open_file
@@ -66,7 +68,7 @@ class TarFiles:
     def _decompressed(self) -> FileReader:
         packed = self._reader
         with os_errors("make a temporary file"), tempfile.TemporaryFile() as file:
-            with packed, packed.open() as raw, decompress(raw) as stream:
+            with packed, packed.open() as raw, decompress(raw) as stream, _damage_in(self._path):
                 while piece := stream.read(_PIECE):
                     tasks.check()
                     file.write(piece)
@@ -74,11 +76,15 @@ class TarFiles:
             fd = os.dup(file.fileno())
         return FileReader(fd, os.fstat(fd).st_size, f"{self._path}, decompressed")
 
+    def _entries(self, stream: io.RawIOBase) -> Iterator[Entry]:
+        with _damage_in(self._path):
+            yield from entries(stream)
+
     def _index(self) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
         members: dict[str, tuple[int, int]] = {}
         links: dict[str, str] = {}
         with self._reader.open() as stream:
-            for number, entry in enumerate(entries(stream)):
+            for number, entry in enumerate(self._entries(stream)):
                 tasks.check()
                 if number == MAX_MEMBERS:
                     raise TooLarge(f"{self._path}: more than {MAX_MEMBERS} members")
@@ -93,6 +99,15 @@ class TarFiles:
                     if target is not None:
                         links[entry.path] = target
         return members, links
+
+
+@contextmanager
+def _damage_in(path: Path) -> Iterator[None]:
+    """What is said of a stream in the block is said of the file."""
+    try:
+        yield
+    except CorruptData as error:
+        raise CorruptData(f"{path}: {error}") from error
 
 
 def _inside(path: str, link: str) -> str | None:

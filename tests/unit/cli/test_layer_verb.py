@@ -60,6 +60,21 @@ def test_a_layer_file_is_packed_as_its_name_says(
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("goal", ["app.tar.zst", "app.tgz", "./layer"])
+def test_a_level_is_for_what_the_name_says(
+    run: Run, app: Path, tmp_path: Path, goal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (app / "srv/words").write_text("".join(f"{number:x} " for number in range(200_000)))
+    monkeypatch.chdir(tmp_path)
+    sizes = []
+    for level in ("1", "12"):
+        assert run("layer", str(app), "-o", goal, "--level", level).status == 0
+        sizes.append((tmp_path / goal).stat().st_size)
+    assert sizes[1] < sizes[0]
+    assert "levels" in run("layer", str(app), "-o", goal, "--level", "99").err
+    assert "no levels" in run("layer", str(app), "-o", "app.tar", "--level", "1").err
+
+
 def test_a_relative_name_with_an_ending_is_a_file_too(
     run: Run, tmp_path: Path, app: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +126,7 @@ def test_overlay_turns_its_marks_into_deletions(run: Run, app: Path) -> None:
         ["-o", "a.tar", "--env", "A=1"],
         ["-o", "a.tar", "--platform", "linux/arm64"],
         ["-o", "a.tar.gz", "--compression", "zstd"],
-        ["-o", "-", "--level", "3"],
+        ["-o", "-", "--level", "99"],
         ["-o", "Not A Name"],
         ["-o", "oci:"],
         ["-o", "x/y", "--env", "A"],

@@ -58,7 +58,7 @@ def test_convert_shows_its_progress(server: MemoryRegistry, run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([], "--compression"),
+        ([], "Missing option '--compression'. Choose from: uncompressed, gzip, estargz, zstd"),
         (["--compression", "lzma"], "'lzma' is not one of"),
         (["--compression", "zstd", "--level", "23"], "levels 1 to 22"),
         (["--compression", "uncompressed", "--level", "1"], "no levels"),
@@ -117,13 +117,15 @@ def test_what_a_conversion_leaves_out_is_said(server: MemoryRegistry, run: Run) 
 def test_inspect_tells_of_a_remote_image_and_keeps_nothing(server: MemoryRegistry, run: Run, tmp_path: Path) -> None:
     source = image(
         [{"a": b"a" * 3000}, layer({"b": b"b" * 3000}, compression=Compressed.ZSTD)],
-        config={"config": {"Cmd": ["sh", "\x1b[2J"]}, "created": "2020-01-01T00:00:00Z"},
+        config={"config": {"Cmd": ["sh", "\x1b[2J"], "WorkingDir": "/srv"}, "created": "2020-01-01T00:00:00Z"},
     )
     name = source.push(server, "app", "1")
     result = run("inspect", name)
     lines = result.text.splitlines()
     assert (result.status, lines[0]) == (0, f"{name}@{source.descriptor.digest}")
     assert "created     2020-01-01T00:00:00Z" in lines
+    assert r'cmd         ["sh", "\u001b[2J"]' in lines, "a command is written as --cmd takes it"
+    assert "workingdir  /srv" in lines
     assert "\x1b" not in result.text
     first, second = source.layers
     assert [line.split() for line in lines[-2:]] == [

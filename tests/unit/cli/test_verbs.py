@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -387,6 +389,72 @@ def test_an_image_that_is_not_in_the_store_is_status_3_and_says_what_to_do(run: 
     assert (result.status, "pull it first" in result.err) == (3, True)
 
 
+def test_a_name_that_rm_does_not_know_need_not_be_pulled_for_it(run: Run) -> None:
+    result = run("rm", "python:3.12")
+    assert (result.status, result.err) == (3, "blobtee: error: no image 'python:3.12' in the store\n")
+
+
+def test_images_are_listed_by_name_and_no_store_is_made_for_it(
+    server: MemoryRegistry, run: Run, tmp_path: Path
+) -> None:
+    empty = run("images")
+    assert (empty.status, empty.out, empty.err) == (0, b"", "0 images\n")
+    assert not (tmp_path / "store").exists()
+    source = image(FILES)
+    names = [source.push(server, "team/app", tag) for tag in ("v2", "v1")]
+    for name in names:
+        run("pull", "--lazy", name)
+    result = run("images")
+    assert result.text == "".join(f"{source.descriptor.digest}  {name}\n" for name in sorted(names))
+    values = [json.loads(line) for line in run("images", "--json").text.splitlines()]
+    assert values[0] == {
+        "name": min(names),
+        "digest": source.descriptor.digest,
+        "mediaType": source.descriptor.media_type,
+    }
+    run("rm", *names)
+    assert run("images", "-q").err == run("images").text == ""
+
+
+def test_plain_http_to_a_server_of_tls_is_told_with_the_option(server: MemoryRegistry, run: Run) -> None:
+    said = b"Client sent an HTTP request to an HTTPS server.\n"  # net/http
+    server.fault(lambda request: Answer(400, {"content-type": "text/plain"}, said))
+    result = run("pull", f"{server.host}/a:1")
+    assert (result.status, "or by --no-plain-http" in result.err) == (1, True)
+
+
+def test_tls_to_a_server_of_plain_http_is_told_with_the_option(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def refuse() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        result = run("pull", "--no-plain-http", f"127.0.0.1:{listening.getsockname()[1]}/a:1")
+        thread.join()
+    assert (result.status, "or by --plain-http" in result.err) == (1, True)
+    assert "hint" not in result.err, "a second try does not mend that"
+
+
+@pytest.mark.parametrize("verb", ["push", "layer"])
+def test_a_password_is_for_the_registry_that_is_pushed_to(
+    server: MemoryRegistry, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: str
+) -> None:
+    name = image(FILES).push(server, "team/app")
+    run("pull", name)
+    (tmp_path / "app").mkdir()
+    with MemoryRegistry(users={"me": "secret"}) as other:
+        goal = f"{other.host}/team/app:1"
+        arguments = [name, goal] if verb == "push" else [str(tmp_path / "app"), "--parent", name, "-o", goal]
+        monkeypatch.setattr("sys.stdin", io.StringIO("secret\n"))
+        assert run(verb, *arguments, "--username", "me", "--password-stdin").status == 0
+        assert other.tags("team/app") == ["1"]
+
+
 def test_a_password_comes_from_standard_input(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with MemoryRegistry(users={"me": "secret"}) as server:
         source = image(FILES)
@@ -458,3 +526,17 @@ def test_without_the_extra_the_message_says_what_to_install(
     monkeypatch.setitem(sys.modules, "rich", None)
     assert main(["--version"]) == 1
     assert "pip install 'blobtee[cli]'" in capsys.readouterr().err
+
+
+def test_an_interrupt_while_the_verbs_are_imported_is_one_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupting:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            if name == "blobtee.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "blobtee.cli.app")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    assert main(["--version"]) == 130
+    assert capsys.readouterr().err == ""

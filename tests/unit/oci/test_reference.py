@@ -85,6 +85,12 @@ def test_what_is_malformed_is_refused(text: str) -> None:
         Reference.parse(text)
 
 
+@pytest.mark.parametrize("text", ["", f"@{DIGEST}"])
+def test_no_name_is_said_to_be_none(text: str) -> None:
+    with pytest.raises(InvalidReference, match="no name of an image"):
+        Reference.parse(text)
+
+
 def test_errors_of_long_names_stay_short() -> None:
     with pytest.raises(InvalidReference) as caught:
         Reference.parse("A" * 100_000)
