@@ -18,7 +18,7 @@ from pathlib import Path
 from blobtee.content import lastuse, records
 from blobtee.content.api import Info
 from blobtee.content.database import Database
-from blobtee.content.files import sync_directory
+from blobtee.content.files import make_directory, sync_directory
 from blobtee.content.together import Together
 from blobtee.errors import BlobteeError
 from blobtee.oci import Digest
@@ -34,11 +34,12 @@ class Arrival:
     """One blob that comes. Who makes it holds the blob's lock, and has seen that no file is there."""
 
     def __init__(
-        self, data: Path, target: Path, digest: Digest, size: int, labels: Mapping[str, str], claim: Claim
+        self, data: str | Path, target: str, digest: Digest, size: int, labels: Mapping[str, str], claim: Claim
     ) -> None:
         """The synced file `data`, of `size` bytes, is to have the name `target`."""
         self.data = data
         self.target = target
+        self.directory = Path(os.path.dirname(target))
         self.digest = digest
         self.info = Info(digest, size, 0, 0, labels)
         self.before: records.Record | None = None
@@ -63,7 +64,11 @@ class Arrival:
 
     def name(self) -> None:
         """Give the file its name, which is not durable yet."""
-        os.rename(self.data, self.target)
+        try:
+            os.rename(self.data, self.target)
+        except FileNotFoundError:
+            make_directory(self.directory)
+            os.rename(self.data, self.target)
         self._named = True
         with suppress(OSError):
             # Only against accidents; not every file system has rights.
@@ -110,7 +115,7 @@ class Arrivals:
             named: dict[Path, list[Arrival]] = {}
             for arrival in arrivals:
                 if arrival.error is None:
-                    named.setdefault(arrival.target.parent, []).append(arrival)
+                    named.setdefault(arrival.directory, []).append(arrival)
             for directory, there in named.items():
                 self._attempt(partial(sync_directory, directory), there)
         except BaseException:

@@ -21,7 +21,7 @@ from blobtee.content import filters, lastuse, records
 from blobtee.content.api import Info
 from blobtee.content.arrivals import Arrival, Arrivals, Claim
 from blobtee.content.database import Database
-from blobtee.content.files import FileReader, make_directory, os_errors, set_aside, sync_directory
+from blobtee.content.files import FileReader, os_errors, set_aside, sync_directory
 from blobtee.content.labels import checked, merged
 from blobtee.content.locks import Locks
 from blobtee.errors import (
@@ -140,12 +140,11 @@ class Blobs:
         nothing can remove it.
         """
         labels = checked(labels)
-        target = self.path(digest)
+        target = self.file(digest)
         with self._writing(digest):
-            self._check_missing(digest, claim)
-            make_directory(target.parent)
             if os.path.lexists(target):
-                aside = set_aside(self._root, target, f"{digest.algorithm}-{digest.hex}")
+                self._check_missing(digest, claim)
+                aside = set_aside(self._root, Path(target), f"{digest.algorithm}-{digest.hex}")
                 _logger.warning("blob %s had a wrong size; a good one takes its place, the old is %s", digest, aside)
             arrival = Arrival(data, target, digest, size, labels, claim)
             info = self._arrivals.settle(arrival)

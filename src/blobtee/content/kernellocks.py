@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import struct
@@ -48,6 +49,7 @@ def first_held(fd: int, first: int, last: int, what: str) -> int:
     return last if kind == fcntl.F_UNLCK else max(first, start)
 
 
+@functools.lru_cache(1024)  # who takes a lock gives it back
 def place_of(name: str) -> int:
     """The place that stands for `name`: two names that meet would only wait for each other, once in a few billion."""
     return int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:8], "big") >> 2

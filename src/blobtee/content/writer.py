@@ -48,6 +48,7 @@ class LocalWriter(Writer):
         self._turn = threading.RLock()
         self._algorithm = status.expected.algorithm if status.expected is not None else "sha256"
         self._hash = digester(self._algorithm)
+        self._digest: Digest | None = None  # of what was hashed so far, once it was asked for
         self._offset_fd = -1
         self._allocate = status.total >= ALLOCATE_FROM
         self._synced = False
@@ -76,7 +77,9 @@ class LocalWriter(Writer):
     @property
     def digest(self) -> Digest:
         with self._turn:
-            return digest_of(self._algorithm, self._hash)
+            if self._digest is None:
+                self._digest = digest_of(self._algorithm, self._hash)
+            return self._digest
 
     def write(self, data: Buffer) -> int:
         """See `Writer.write`. When `status.total` bytes are there they are synced, so that `commit` is a rename.
@@ -105,6 +108,7 @@ class LocalWriter(Writer):
             self._drop_offset_file()
             # Until the hash is made anew there is nothing that belongs together.
             self._advance_to(0)
+            self._digest = None
             self._hash = self._hash_file(self._algorithm, size)
             self._advance_to(size)
             self._writeback = Writeback(size)
@@ -158,6 +162,7 @@ class LocalWriter(Writer):
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._fd, offset)
             raise from_os_error(error, f"write {piece.nbytes} bytes to an ingest at offset {offset}") from error
+        self._digest = None
         self._hash.update(piece)
         self._advance_to(offset + piece.nbytes)
         self._writeback.written(self._fd, offset + piece.nbytes)

@@ -103,24 +103,27 @@ class References:
             after = rows[-1][0]
             yield page
 
-    def hold(self, tenant: str, digest: str, labels: Mapping[str, str] | None = None, *, orphans: bool = True) -> bool:
-        """Hold the blob for the tenant; whether it did not yet. A reference that is there keeps its labels.
+    def hold(
+        self, tenant: str, digest: Digest, labels: Mapping[str, str] | None = None, *, orphans: bool = True
+    ) -> Reference | None:
+        """Hold the blob for the tenant. None: it did already; a reference that is there keeps its labels.
 
         With `orphans` off a blob that waits for the sweep is not held: `NotFound`.
         """
         now = time.time_ns()
+        made = Reference(digest, now, now, checked(labels))
         with self._database.transaction() as connection:
             if not orphans and self._is_orphan(connection, digest):
                 raise NotFound(f"blob {digest} was removed")
             done = connection.execute(
                 f"INSERT OR IGNORE INTO tenant_blobs (tenant, {_COLUMNS}) VALUES (?, ?, ?, ?, ?)",
-                (tenant, digest, now, now, json.dumps(checked(labels))),
+                (tenant, digest, now, now, json.dumps(made.labels) if made.labels else "{}"),
             )
             if not done.rowcount:
-                return False
+                return None
             self._leases.add(_LEASE + tenant, [digest])
             connection.execute("DELETE FROM tenant_orphans WHERE digest = ?", (digest,))
-            return True
+            return made
 
     def take_over(self, tenant: str, references: Iterable[Reference]) -> None:
         """Hold blobs that are there for the tenant, as another program knew them. One it holds already stays as it is.

@@ -9,7 +9,6 @@ is the tenant's own from then on, and nothing was moved. So it gets what the sto
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
@@ -145,6 +144,8 @@ class Tenant:
 
     def is_here(self, digest: str) -> bool:
         """Whether the tenant can have the blob without it being brought from anywhere."""
+        if not self._store.has(Digest(digest)):
+            return False
         try:
             self._store.info(self._find(Digest(digest)).digest)
         except (NotFound, DataLoss):
@@ -153,8 +154,8 @@ class Tenant:
 
     # ---- for the writer ---------------------------------------------------------------------------------------------
 
-    def hold(self, digest: Digest, labels: Mapping[str, str] | None) -> bool:
-        """Hold the blob, whether it is there or comes now. False: the tenant did already, and its labels stay."""
+    def hold(self, digest: Digest, labels: Mapping[str, str] | None) -> Reference | None:
+        """Hold the blob, whether it is there or comes now. None: the tenant did already, and its labels stay."""
         return self._references.hold(self.name, digest, labels)
 
     def let_go_of_nothing(self, digest: Digest) -> None:
@@ -180,7 +181,8 @@ class Tenant:
 
     def seen(self, status: Status) -> Status:
         """The status of an ingest of the store as the tenant knows it."""
-        return dataclasses.replace(status, ref=status.ref.removeprefix(self._prefix))
+        ref = status.ref.removeprefix(self._prefix)
+        return Status(ref, status.offset, status.total, status.expected, status.started_at, status.updated_at)
 
     def _find(self, digest: Digest) -> Reference:
         """The tenant's reference, made when the store has the blob for somebody else, or knows it; `NotFound`."""
@@ -290,22 +292,26 @@ class TenantWriter(Writer):
         """See `Writer.commit`. Labels are the tenant's own. What was the store's but not the tenant's is no
         `AlreadyExists`: the tenant holds it from here on."""
         digest = Digest(expected) if expected else self._writer.status.expected or self._writer.digest
-        made = False
+        made: Reference | None = None
 
         def claim() -> None:
             nonlocal made
+            made = None
             made = self._tenant.hold(digest, labels)
 
         try:
-            self._writer.commit(size, expected, claim=claim)
+            nbytes = self._writer.commit(size, expected, claim=claim).size
         except AlreadyExists:
-            if not made:
+            if made is None:
                 raise
+            return self._tenant.held(digest, labels)
         except BaseException:
-            if made:
+            if made is not None:
                 self._tenant.let_go_of_nothing(digest)
             raise
-        return self._tenant.held(digest, labels)
+        if made is None:
+            return self._tenant.held(digest, labels)
+        return Info(digest, nbytes, made.created_at, made.updated_at, made.labels)
 
     def close(self) -> None:
         self._writer.close()

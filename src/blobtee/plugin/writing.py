@@ -76,6 +76,7 @@ class _Stream:
     def __init__(self, writing: Writing, writer: Writer, first: Any, observer: Observer) -> None:
         self._writing = writing
         self._writer = writer
+        self._first = first
         self._ref = first.ref
         self._total = 0
         # Of the stream alone: what an ingest was once opened for does not bind who resumes it.
@@ -102,7 +103,8 @@ class _Stream:
         self._total = request.total or self._total
         if request.expected:
             self._expected = Digest(request.expected)
-            if self._writing.has(self._expected):
+            # When the writer was opened it was not there.
+            if request is not self._first and self._writing.has(self._expected):
                 # Somebody was quicker, and what this one has is of no more use.
                 self._writer.close()
                 with suppress(RefLocked):
