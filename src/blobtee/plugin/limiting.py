@@ -34,7 +34,7 @@ INTERVAL_SECONDS = 60.0
 
 PAUSE_SECONDS = 2.0
 _SOONER = 5
-"""Pauses between two looks, while what is in use now may go later."""
+"""Pauses between two looks, while what is in use now may go later, or what has just come may not be written yet."""
 _PATIENCE = 10
 """Looks in a row after which what is in use is told of like everything else that stays."""
 _STEP = 0.05
@@ -160,8 +160,10 @@ class Limiter:
             )
 
     def _run(self) -> None:
+        was_told = False
         while not self._ending.is_set():
-            self._wanted.wait(self._interval if not self._waiting else _SOONER * self._pause)
+            # Bytes are told of before they are written: a look may miss the last of them, and there is one more.
+            was_told = self._wanted.wait(_SOONER * self._pause if was_told or self._waiting else self._interval)
             self._wanted.clear()
             if self._ending.is_set():
                 return

@@ -330,6 +330,29 @@ def test_a_server_with_a_limit_makes_room_by_itself(
             assert f"blobtee_store_limit_bytes {limit}" in server.metrics.text()
 
 
+def test_what_is_written_after_it_was_looked_for_is_found_soon(
+    store: LocalStore, server: Server, obtaining: Obtaining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes are told of when they come; the last of them are on the disk a moment later."""
+    looks = threading.Semaphore(0)
+
+    def size(_: LocalStore) -> int:
+        looks.release()
+        return 10
+
+    monkeypatch.setattr(limiting, "usage", size)
+    limiter = Limiter(store, 20, server._lazy, server.metrics, obtaining, interval=3600, pause=0.01)
+    limiter.start()
+    try:
+        for _ in range(3):
+            assert looks.acquire(timeout=10)
+            assert looks.acquire(timeout=10), "whoever was told of bytes looks once more"
+            assert not looks.acquire(timeout=0.5), "and then no more"
+            limiter.arrived(20)
+    finally:
+        limiter.stop()
+
+
 def test_a_look_that_fails_is_logged_and_there_is_another(
     store: LocalStore, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
     obtaining: Obtaining,
