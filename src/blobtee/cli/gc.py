@@ -50,8 +50,8 @@ def command(session: Session, dry_run: bool, grace: float, size: int | None, unc
     a lease, in use, or young. Pulls and other work may go on meanwhile. Partial blobs go after a day, with --grace 0 at
     once; those of images stay. Prints each blob that goes, and its bytes.
 
-    With --shrink, layers that came from a registry and partial blobs go too, the longest unused first, until blobs,
-    partial blobs and unfinished writes take at most SIZE. Their images stay complete: what is read of such a layer
+    With --shrink, layers that came from a registry and partial blobs go too, the longest unused first, until the store
+    (but for its metadata) takes at most SIZE. Their images stay complete: what is read of such a layer
     comes again, and only that, checked by digests that are kept. Their registries are asked first: what they do not
     have any more stays, and so does what they do not answer for. What was built, imported or sent by a client is only
     here and stays. When that is too much, exit status 1, and what holds the rest is told. --username, --plain-http and

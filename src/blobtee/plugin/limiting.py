@@ -22,8 +22,8 @@ from blobtee.transfer.obtaining import Obtaining
 
 _logger = logging.getLogger(__name__)
 
-GOAL = 0.9
-"""Share of the limit that is left when room was made: so that it is not made for each blob that comes."""
+GOAL = 90
+"""Percent of the limit that are left when room was made: so that it is not made for each blob that comes."""
 
 SPARE_SECONDS = 120.0
 """What was opened within this time stays: a client reads a blob by one call after another. More than the time that
@@ -37,8 +37,8 @@ _SOONER = 5
 """Pauses between two looks, while what is in use now may go later, or what has just come may not be written yet."""
 _PATIENCE = 10
 """Looks in a row after which what is in use is told of like everything else that stays."""
-_STEP = 0.05
-"""Share of the limit that has to come before there is another look, when all that may go has gone."""
+_STEP = 5
+"""Percent of the limit that have to come before there is another look, when all that may go has gone."""
 
 
 class Limiter:
@@ -57,7 +57,7 @@ class Limiter:
         interval: float = INTERVAL_SECONDS,
         pause: float = PAUSE_SECONDS,
     ) -> None:
-        """`limit`: bytes of blobs, partial blobs and unfinished writes. `obtaining` is this one's alone. Times are
+        """`limit`: bytes that the store may take (`usage`). `obtaining` is this one's alone. Times are
         seconds."""
         self._store = store
         self._limit = limit
@@ -107,14 +107,14 @@ class Limiter:
         self._usage = usage(self._store)
         shrunk: Shrunk | None = None
         if self._usage > self._limit:
-            goal = int(self._limit * GOAL)
+            goal = self._limit * GOAL // 100
             shrunk = shrink(self._store, goal, clients=self._known, obtaining=self._obtaining, spare=self._spare)
             self._usage, self._held = shrunk.after, shrunk.held
             self._tell_of_registries()
             self._tell(shrunk)
         else:
             self._said, self._waiting, self._held = False, 0, {}
-        self._slack = max(self._limit - self._usage, int(self._limit * _STEP))
+        self._slack = max(self._limit - self._usage, self._limit * _STEP // 100)
         return shrunk
 
     def _held_bytes(self) -> dict[str, float]:

@@ -86,10 +86,12 @@ class Server:
         (`plugin.limiting`), as far as it can be had again: whether it can, is asked with the hosts and credentials of
         `registry`.
 
-        `InvalidArgument`: a tenant's name or a path that cannot be, or one that is there twice.
+        `InvalidArgument`: a tenant's name or a path that cannot be, or one that is there twice; no such size.
         """
         if not listens:
             raise InvalidArgument("a server needs a socket")
+        if max_size is not None and (not isinstance(max_size, int) or max_size < 0):
+            raise InvalidArgument(f"a store cannot be kept below {max_size!r:.40} bytes")
         names = [*(listen.tenant for listen in listens), *(str(listen.path) for listen in listens if listen.path)]
         for name, count in Counter(names).items():
             if count > 1:

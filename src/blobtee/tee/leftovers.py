@@ -20,11 +20,13 @@ from blobtee.tee.partial import is_locked_by, remove_files
 @dataclass(frozen=True)
 class Leftover:
     """A partial blob, or what somebody who was killed left of one: `nbytes` of the disk, `used_at` nanoseconds since
-    the epoch when something of it was last written or it was last opened."""
+    the epoch when something of it was last written or it was last opened. `size` is the blob's; 0 of one that has no
+    data."""
 
     digest: Digest
     nbytes: int
     used_at: int
+    size: int
 
 
 def leftovers(root: Path) -> Iterator[Leftover]:
@@ -36,8 +38,9 @@ def leftovers(root: Path) -> Iterator[Leftover]:
                 found[name] = os.stat(directory / name)
         if "" in found:
             used = [found[name] for name in ("lock", "map") if name in found] or [found[""]]
-            nbytes = found["data"].st_blocks * 512 if "data" in found else 0
-            yield Leftover(digest, nbytes, max(status.st_mtime_ns for status in used))
+            nbytes = sum(found[name].st_blocks * 512 for name in ("map", "data") if name in found)
+            size = found["data"].st_size if "data" in found else 0
+            yield Leftover(digest, nbytes, max(status.st_mtime_ns for status in used), size)
 
 
 def digested(root: Path) -> Iterator[Digest]:

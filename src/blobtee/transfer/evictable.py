@@ -9,10 +9,12 @@ origin: where a blob came from, its own labels say.
 from __future__ import annotations
 
 import enum
+import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from blobtee.cache import CacheManager
@@ -20,6 +22,7 @@ from blobtee.cache.inuse import in_use
 from blobtee.cache.leases import variants_lease
 from blobtee.cache.marking import Marking
 from blobtee.content import LocalStore
+from blobtee.content.files import digest_names
 from blobtee.errors import BlobteeError, DataLoss, NotFound
 from blobtee.oci import Descriptor, Digest, Index, Manifest, Reference
 from blobtee.oci.mediatypes import CONFIGS
@@ -43,12 +46,15 @@ class Held(enum.StrEnum):
     """It was used a moment ago."""
     UNNEEDED = "unneeded"
     """No image has it: it is young, or a ref's. Collecting removes it."""
+    INDEXES = "indexes"
+    """What proves chunks of layers, and indexes of layers: with them, what comes again comes by parts. They go with
+    their image."""
     UNFINISHED = "unfinished"
     """A blob that somebody is writing, or was."""
     UNOBTAINABLE = "unobtainable"
     """No registry was found to have it still."""
     DAMAGED = "damaged"
-    """Its bytes are not those of its name, or the disk refused something."""
+    """Its bytes are not those of its name, or the disk refused something; and what was set aside as damaged."""
 
     @property
     def text(self) -> str:
@@ -63,6 +69,7 @@ _TEXTS = {
     Held.USED: "blobs in use",
     Held.RECENT: "blobs that were used a moment ago",
     Held.UNNEEDED: "blobs that no image needs, for `blobtee gc`",
+    Held.INDEXES: "layers' digests and indexes",
     Held.UNFINISHED: "unfinished writes",
     Held.UNOBTAINABLE: "blobs that no registry was found to have still",
     Held.DAMAGED: "blobs that are damaged, or that the disk keeps",
@@ -87,10 +94,11 @@ class Outdated(Exception):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A blob that may go, or a `partial` one; `nbytes` of the disk, last used at `used_at`, nanoseconds since the
-    epoch."""
+    """A blob of `size` bytes that may go, or a `partial` one; `nbytes` of the disk, last used at `used_at`, nanoseconds
+    since the epoch."""
 
     digest: Digest
+    size: int
     nbytes: int
     used_at: int
     partial: bool = False
@@ -104,8 +112,28 @@ class _Need:
     origins: frozenset[str]
 
 
+def index_nbytes(root: Path) -> dict[Digest, int]:
+    """Bytes of what is kept of layers beside their blobs."""
+    found: defaultdict[Digest, int] = defaultdict(int)
+    for folder in ("digests", "index"):
+        for digest, path in digest_names(root / folder):
+            with suppress(OSError):
+                found[digest] += os.stat(path).st_size
+    return dict(found)
+
+
+def broken_nbytes(root: Path) -> list[int]:
+    """Bytes of each file that was set aside as damaged."""
+    found = []
+    for directory, _, names in os.walk(root / "broken"):
+        for name in names:
+            with suppress(OSError):
+                found.append(os.lstat(os.path.join(directory, name)).st_size)
+    return found
+
+
 class Survey:
-    """One look at a store. `nbytes` is what its blobs, partial blobs and unfinished writes take; `held` says why blobs
+    """One look at a store. `nbytes` is what it takes (see `usage`), but for its metadata; `held` says why blobs
     may not go, `candidates` are those that may, the longest unused first.
 
     `blind`: nobody knows what an image needs, and nothing may go. `problems` are those of documents, in a sentence
@@ -151,29 +179,33 @@ class Survey:
                 self.held[digest] = reason
             else:
                 with suppress(NotFound):
-                    self.candidates.append(Candidate(digest, size, store.last_used(digest)))
-        self.partials = {partial.digest: partial.nbytes for partial in leftovers.leftovers(store.root)}
+                    self.candidates.append(Candidate(digest, size, size, store.last_used(digest)))
+        partials = list(leftovers.leftovers(store.root))
+        self.partials = {partial.digest: partial.nbytes for partial in partials}
         self.candidates += [
-            Candidate(partial.digest, partial.nbytes, partial.used_at, partial=True)
-            for partial in leftovers.leftovers(store.root)
+            Candidate(partial.digest, partial.size, partial.nbytes, partial.used_at, partial=True)
+            for partial in partials
         ]
         self.candidates.sort(key=lambda candidate: candidate.used_at)
         self.unfinished = {status.ref: status.offset for status in store.statuses()}
+        self.indexes = index_nbytes(store.root)
+        self.broken = broken_nbytes(store.root)
 
     @property
     def nbytes(self) -> int:
-        return sum(self.blobs.values()) + sum(self.partials.values()) + sum(self.unfinished.values())
+        parts = (self.blobs, self.partials, self.unfinished, self.indexes)
+        return sum(sum(part.values()) for part in parts) + sum(self.broken)
 
     @contextmanager
-    def may_go(self, digest: Digest, asked: Collection[frozenset[str]] | None = None) -> Iterator[bool]:
-        """Inside a transaction: whether the blob still may go. While the block runs nobody opens a ref on it. `asked`
-        is what `wanted` said, if anybody was asked.
+    def may_go(self, candidate: Candidate, asked: Collection[frozenset[str]] | None = None) -> Iterator[bool]:
+        """Inside a transaction: whether a whole blob still may go. While the block runs nobody opens a ref on it.
+        `asked` is what `wanted` said, if anybody was asked.
 
         `Outdated`: nobody knows without another look.
         """
-        if not self._is_unchanged() or (asked is not None and asked != self.wanted(digest)):
+        if not self._is_unchanged() or (asked is not None and asked != self.wanted(candidate)):
             raise Outdated
-        size = self.blobs[digest]
+        digest, size = candidate.digest, candidate.size
         holding = self._manager.leases.holding(self._marking.leading(digest))
         is_held = any(resource == digest and self._is_client(lease) for lease, resource in holding)
         if not holding <= self._holding or not self._can_be_had(digest, size, is_held):
@@ -201,11 +233,14 @@ class Survey:
             return Held.LOCAL if needed else Held.UNNEEDED
         return None if size and self._can_be_had(digest, size, is_held) else Held.LOCAL
 
-    def wanted(self, digest: Digest) -> set[frozenset[str]]:
+    def wanted(self, candidate: Candidate) -> set[frozenset[str]]:
         """Repositories that have to have the blob when it is gone: one of each set. One of them is for the clients, if
-        they are told of some."""
-        told, known = self._sources(digest, self.blobs[digest])
-        return {need.origins & known for need in self._needs[digest]} | ({told} if told else set())
+        they are told of some. None at all of a partial blob that nobody could have more of."""
+        told, known = self._sources(candidate.digest, candidate.size)
+        needs = self._needs[candidate.digest]
+        if candidate.partial:
+            return {origins for origins in (told, *(need.origins for need in needs)) if origins}
+        return {need.origins & known for need in needs} | ({told} if told else set())
 
     def _can_be_had(self, digest: Digest, size: int, is_held: bool) -> bool:
         """Whether every image that needs the blob, and every client, is told where to have it."""

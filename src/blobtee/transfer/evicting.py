@@ -32,7 +32,7 @@ from blobtee.oci import Digest
 from blobtee.tasks import check
 from blobtee.tee import leftovers
 from blobtee.tee.proving import keep_proof
-from blobtee.transfer.evictable import Candidate, Clients, Held, Outdated, Survey
+from blobtee.transfer.evictable import Candidate, Clients, Held, Outdated, Survey, broken_nbytes, index_nbytes
 from blobtee.transfer.obtaining import Obtaining
 
 _LOOKS = 20
@@ -43,7 +43,7 @@ _logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Shrunk:
     """What went (or would): `blobs`, which are lazy now, and `partials`, with their bytes. `before` and `after` are
-    bytes of blobs, partial blobs and unfinished writes. `held`: what the rest of it is that may not go, by the reason.
+    bytes that the store takes (`usage`). `held`: what the rest of it is that may not go, by the reason.
     `kept`: why registries could not be found to have some of that still. `problems`, in a sentence each.
     """
 
@@ -76,11 +76,14 @@ class Gone:
 
 
 def usage(store: LocalStore) -> int:
-    """Bytes that the blobs, partial blobs and unfinished writes of a store take."""
+    """Bytes that a store takes, but for its metadata: blobs, partial blobs, unfinished writes, what is kept of layers
+    beside them, and what was set aside as damaged."""
     return (
         sum(info.size for info in store.walk())
         + sum(partial.nbytes for partial in leftovers.leftovers(store.root))
         + sum(status.offset for status in store.statuses())
+        + sum(index_nbytes(store.root).values())
+        + sum(broken_nbytes(store.root))
     )
 
 
@@ -94,8 +97,8 @@ def shrink(
     dry_run: bool = False,
     gone: Gone | None = None,
 ) -> Shrunk:
-    """Have the blobs, partial blobs and unfinished writes of the store take at most `size` bytes, as far as that goes:
-    the longest unused that can be had again give their bytes back, until it is enough.
+    """Have the store take at most `size` bytes (`usage`), as far as that goes: blobs that can be had again, and partial
+    ones, give their bytes back, the longest unused first, until it is enough.
 
     What was used within the last `spare` seconds stays. `clients` are those who hold blobs by digest; without them,
     what they hold stays. `obtaining` is asked before a blob goes whether it can still be had; without it, what is
@@ -107,7 +110,7 @@ def shrink(
     crash, the store is sound. Nothing goes while a document of an image is damaged, so that nobody knows what belongs
     to it; `problems` says so.
     """
-    if size < 0 or not math.isfinite(spare) or spare < 0:
+    if not isinstance(size, int) or size < 0 or not math.isfinite(spare) or spare < 0:
         raise InvalidArgument(f"no size to shrink to, or no time to spare: {size} bytes, {spare} s")
     if store.read_only:
         raise PermissionDenied(f"the store in {store.root} is read-only")
@@ -171,16 +174,19 @@ class _Work:
                 held.setdefault(reason, []).append(survey.blobs[digest])
         for candidate, reason in self._refused.items():
             held.setdefault(reason, []).append(candidate.nbytes)
-        for ref, nbytes in survey.unfinished.items():
-            if ref not in self._gone.ingests:
-                held.setdefault(Held.UNFINISHED, []).append(nbytes)
+        for reason, known, gone in (
+            (Held.UNFINISHED, survey.unfinished, self._gone.ingests),
+            (Held.INDEXES, survey.indexes, self._gone.blobs),
+        ):
+            held.setdefault(reason, []).extend(nbytes for name, nbytes in known.items() if name not in gone)
+        held.setdefault(Held.DAMAGED, []).extend(survey.broken)
         return Shrunk(
             self._size,
             self._before,
             self._after,
             dict(self._blobs),
             dict(self._partials),
-            {reason: Share(len(sizes), sum(sizes)) for reason, sizes in sorted(held.items())},
+            {reason: Share(len(sizes), sum(sizes)) for reason, sizes in sorted(held.items()) if sizes},
             (*survey.problems, *self._problems.values(), *problems),
             tuple(self._kept.values()),
         )
@@ -192,6 +198,7 @@ class _Work:
                 (survey.blobs, self._gone.blobs),
                 (survey.partials, self._gone.partials),
                 (survey.unfinished, self._gone.ingests),
+                (survey.indexes, self._gone.blobs),
             )
             for name, nbytes in known.items()
             if name in gone
@@ -202,10 +209,10 @@ class _Work:
     def _take(self, survey: Survey, candidate: Candidate) -> Held | None:
         """Take one; why it stays, or None."""
         asked: Collection[frozenset[str]] | None = None
-        if self._obtaining is not None and not candidate.partial:
+        if self._obtaining is not None:
             # Outside of any transaction: an answer may take its time.
-            asked = survey.wanted(candidate.digest)
-            if refusal := self._obtaining.refusal(candidate.digest, candidate.nbytes, asked):
+            asked = survey.wanted(candidate)
+            if refusal := self._obtaining.refusal(candidate.digest, candidate.size, asked):
                 self._kept[candidate.digest] = refusal
                 return Held.UNOBTAINABLE
             self._kept.pop(candidate.digest, None)
@@ -220,19 +227,20 @@ class _Work:
         return None if taken else Held.USED
 
     def _is_recent(self, used_at: int) -> bool:
-        return self._spare_ns > 0 and used_at > time.time_ns() - self._spare_ns
+        # What is further ahead than that was used while the clock went wrong: it must not stay until then.
+        return self._spare_ns > 0 and abs(time.time_ns() - used_at) < self._spare_ns
 
     def _would(self, survey: Survey, candidate: Candidate, asked: Collection[frozenset[str]] | None) -> bool:
         if candidate.partial:
             return True
-        with self._store.metadata.transaction(), survey.may_go(candidate.digest, asked) as allowed:
+        with self._store.metadata.transaction(), survey.may_go(candidate, asked) as allowed:
             return allowed
 
     def _did(self, survey: Survey, candidate: Candidate, asked: Collection[frozenset[str]] | None) -> bool:
         digest = candidate.digest
         if candidate.partial:
             return leftovers.remove(self._store.root, digest)
-        keep_proof(self._store, digest, candidate.nbytes)
+        keep_proof(self._store, digest, candidate.size)
         if self._is_recent(self._store.last_used(digest)):
             return False  # asking and proving took their time
-        return self._store.evict(digest, lambda: survey.may_go(digest, asked))
+        return self._store.evict(digest, lambda: survey.may_go(candidate, asked))

@@ -6,17 +6,20 @@ import itertools
 import logging
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from blobtee.content import LocalStore
 from blobtee.content.files import digest_names
 from blobtee.content.proxy import ProxyStore
+from blobtee.errors import InvalidArgument
 from blobtee.oci import Compressed, Descriptor, Digest, Reference
 from blobtee.plugin import limiting
 from blobtee.plugin.client import pull_lazily
@@ -309,6 +312,12 @@ def test_a_registry_that_hangs_holds_up_neither_rpcs_nor_the_end_of_the_server(
         registry.stop()  # what it still waits with
 
 
+@pytest.mark.parametrize("limit", [-1, 0.5, float("nan"), "200GB"])
+def test_what_is_no_size_is_refused(store: LocalStore, tmp_path: Path, limit: Any) -> None:
+    with pytest.raises(InvalidArgument, match=re.escape(repr(limit))):
+        Server(store, [Listen("one", tmp_path / "one.sock")], max_size=limit)
+
+
 def test_a_server_with_a_limit_makes_room_by_itself(
     name: str, store: LocalStore, registry: MemoryRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,7 +410,7 @@ def test_what_nobody_holds_any_more_leaves_nothing_behind(
     read(one, FIRST)
     read(one, SECOND)
     used(store, FIRST, 100)
-    assert set(shrink(store, SECOND.size, clients=server._lazy).blobs) == {FIRST.digest}
+    assert set(shrink(store, usage(store) - 1, clients=server._lazy).blobs) == {FIRST.digest}
     with server._lazy.reader_at(FIRST.digest) as reader:
         reader.read_at(0, 10)
     server._lazy.close()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,7 +91,7 @@ def test_layers_go_the_image_stays_complete_and_chunks_come_again_proven(
     assert set(done.blobs) == {FIRST.digest, SECOND.digest}
     assert not done.reached
     assert (done.before - done.after, done.after) == (FIRST.size + SECOND.size, usage(store))
-    assert done.held.keys() == {Held.DOCUMENTS}
+    assert done.held.keys() == {Held.DOCUMENTS, Held.INDEXES}
     with opened(name, store, client) as image:
         with image.get_remote().provider.reader_at(FIRST) as reader:
             assert reader.trust is Trust.BLOB
@@ -361,6 +362,60 @@ def test_partial_blobs_go_by_their_age_too_but_not_open_ones(
     assert not (store.root / "partial" / "sha256" / FIRST.digest.hex).exists()
 
 
+def test_parts_of_a_blob_stay_too_while_its_registry_does_not_tell(
+    name: str, store: LocalStore, server: MemoryRegistry, client: Registry
+) -> None:
+    shrink(store, 0)
+    with opened(name, store, client) as image:
+        for desc in (FIRST, SECOND):
+            with image.ref.get_remote().provider.reader_at(desc) as reader:  # type: ignore[union-attr]
+                reader.read_at(9 * CHUNK, 10)
+    server.remove_blob(FIRST.digest)
+    done = shrink(store, 0, obtaining=Obtaining(client))
+    assert (set(done.partials), done.held[Held.UNOBTAINABLE].blobs) == ({SECOND.digest}, 1)
+    with opened(name, store, client) as image:
+        with image.ref.get_remote().provider.reader_at(FIRST) as reader:  # type: ignore[union-attr]
+            assert reader.read_at(9 * CHUNK, 10) == SOURCE.layers[0].data[9 * CHUNK :][:10]
+    store.layout.remove(name)
+    server.stop()
+    assert set(shrink(store, 0, obtaining=Obtaining(client)).partials) == {FIRST.digest}, "nobody needs it"
+
+
+def test_all_that_the_store_takes_is_counted(
+    store: LocalStore, server: MemoryRegistry, client: Registry, tmp_path: Path
+) -> None:
+    foreign = image([layer({"a": noise(3 << 20, 1), "b": b"found"}), *SOURCE.layers])
+    with pulled(server, client, store, foreign) as name:
+        with opened(name, store, client) as image_, image_.open("/b") as file:
+            assert file.read() == b"found"  # and an index of the gzip is kept
+        (first, *_) = (each.descriptor for each in foreign.layers)
+        shrink(store, usage(store) - 1)
+        with opened(name, store, client) as image_:
+            for desc in (first, FIRST):
+                with image_.ref.get_remote().provider.reader_at(desc) as reader:  # type: ignore[union-attr]
+                    reader.read_at(desc.size - 10, 5)
+        store.writer("unfinished").write(noise(1 << 20, 3))
+        store.quarantine(SECOND.digest)
+        du = 0
+        for folder in ("blobs", "partial", "ingest", "digests", "index", "broken"):
+            for path in (store.root / folder).rglob("*"):
+                found = path.stat()
+                du += 0 if path.is_dir() else min(found.st_size, found.st_blocks * 512)
+        assert abs(usage(store) - du) < 64 << 10, "what is small and of no layer"
+        done = shrink(store, 0)
+        assert done.after == sum(share.nbytes for share in done.held.values()) == usage(store)
+        assert done.held[Held.INDEXES].blobs == 3
+        assert done.held[Held.DAMAGED].nbytes == SECOND.size
+        assert done.held[Held.UNFINISHED].nbytes == 1 << 20
+
+
+def test_a_use_that_is_yet_to_come_spares_nothing(name: str, store: LocalStore) -> None:
+    """As one looks that was noted while the clock went wrong."""
+    used(store, FIRST, -1e8)
+    used(store, SECOND, -30)
+    assert set(shrink(store, 0, spare=60).blobs) == {FIRST.digest}
+
+
 def test_collecting_leaves_what_is_lazy_again_and_takes_all_of_it_with_its_image(name: str, store: LocalStore) -> None:
     shrink(store, 0)
     manager = CacheManager(store)
@@ -422,14 +477,17 @@ def test_readers_fills_and_making_room_at_once_end_well(
     assert transfer.verify(store).good
 
 
-@pytest.mark.parametrize(("size", "spare"), [(-1, 0), (0, -1), (0, float("nan")), (0, float("inf"))])
-def test_sizes_and_times_that_make_no_sense(store: LocalStore, size: int, spare: float) -> None:
+@pytest.mark.parametrize(
+    ("size", "spare"),
+    [(-1, 0), (0, -1), (0, float("nan")), (0, float("inf")), (float("nan"), 0), (float("inf"), 0), ("0", 0)],
+)
+def test_sizes_and_times_that_make_no_sense(store: LocalStore, size: Any, spare: float) -> None:
     with pytest.raises(InvalidArgument):
         shrink(store, size, spare=spare)
 
 
 def test_a_survey_that_never_holds_ends(name: str, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def outdated(survey: evictable.Survey, digest: Digest, asked: object) -> None:
+    def outdated(survey: evictable.Survey, candidate: object, asked: object) -> None:
         raise evictable.Outdated
 
     monkeypatch.setattr(evictable.Survey, "may_go", outdated)
