@@ -19,6 +19,14 @@ MAX_NAME_NBYTES = 256 << 20
 MAX_PLACES = 2 * MAX_ENTRIES
 """Paths of one layer that are kept: those of its entries, and the directories above them that it does not mention."""
 
+MAX_LAYERS = 500
+"""Layers of one image; overlayfs takes as many."""
+
+MAX_NBYTES = 2 << 30
+"""Bytes of memory, about, that all layers of one image take: a manifest may name a layer of a megabyte many times."""
+
+_ENTRY_NBYTES, _PLACE_NBYTES, _EXTRA_NBYTES = 400, 300, 100
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -72,11 +80,31 @@ class Place:
     """Nothing of the lower layers below this path is seen."""
 
 
+class Budget:
+    """What the layers of one image still may take. Threads that take at once may take a bit more."""
+
+    def __init__(self) -> None:
+        self._left = MAX_NBYTES
+
+    def take(self, nbytes: int) -> None:
+        self._left -= nbytes
+        if self._left < 0:
+            raise TooLarge("an image whose layers have too many files, or too long names, to be kept in memory")
+
+    def take_entry(self, entry: Entry) -> None:
+        nbytes = _ENTRY_NBYTES + len(entry.path) + len(entry.linkname)
+        if entry.xattrs or entry.sparse:
+            nbytes += sum(_EXTRA_NBYTES + len(key) + len(value) for key, value in entry.xattrs.items())
+            nbytes += _EXTRA_NBYTES * len(entry.sparse or ())
+        self.take(nbytes)
+
+
 class LayerIndex:
     """One layer as a tree of `Place`. Filled in the order of the tar; the last entry of a path wins."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, budget: Budget) -> None:
         self.number = number
+        self.budget = budget
         self.root = Place()
         self.is_plain = True
         """No entry went through a directory that the layer had not said before, and no hard link leads out of it: no
@@ -109,6 +137,7 @@ class LayerIndex:
         self._places += 1
         if self._places > MAX_PLACES:
             raise TooLarge(f"a layer of more than {MAX_PLACES} paths")
+        self.budget.take(_PLACE_NBYTES)
         child = place.children[part] = Place()
         return child
 
@@ -173,10 +202,11 @@ def bounded(entries: Iterator[Entry]) -> Iterator[Entry]:
 class Builder:
     """Reads a layer into an index as far as the layer alone tells."""
 
-    def __init__(self, number: int) -> None:
-        self.index = LayerIndex(number)
+    def __init__(self, number: int, budget: Budget) -> None:
+        self.index = LayerIndex(number, budget)
 
     def add(self, entry: Entry) -> None:
+        self.index.budget.take_entry(entry)
         hides = whiteout(entry.path)
         if hides is not None:
             if hides.path is not None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from blobtee.content import PartialProvider, Provider, ReaderAt, Trust
-from blobtee.errors import Closed, CorruptData, InvalidArgument
-from blobtee.image.index import Builder, LayerIndex, Node, parts
+from blobtee.errors import Closed, CorruptData, InvalidArgument, TooLarge
+from blobtee.image.index import MAX_LAYERS, Budget, Builder, LayerIndex, Node, parts
 from blobtee.image.prefetch import Prefetched, prefetch
 from blobtee.image.reading import LayerReader
 from blobtee.image.view import View, replay
@@ -28,7 +28,7 @@ class Tree:
     What a layer holds is read once and kept as long as the tree: about 500 bytes for each of its files. With
     `Trust.BLOB` it is read off the layer's tar, which takes the whole layer; with less it may be told by the layer's
     own table of contents (`image.reading`), and only what is asked for has to be brought. Errors of any method:
-    `CorruptData` and `TooLarge` for a layer that is not a sound tar within the bounds of `image.index`;
+    `CorruptData` and `TooLarge` for a layer that is not a sound tar, or layers beyond the bounds of `image.index`;
     `UnsupportedMediaType`; and whatever `provider` raises when it brings a layer.
     """
 
@@ -41,9 +41,13 @@ class Tree:
     ) -> None:
         """`layers` are base to top; `provider` reads them; nothing of less than `trust` is given. The descriptors'
         annotations are believed when `trust` is less than `BLOB`: they have to be those of the image's manifest.
+        `TooLarge` for more than `MAX_LAYERS`.
         `shelf`: where what was found out of layers is kept, so that they need not be read whole again."""
+        if len(layers) > MAX_LAYERS:
+            raise TooLarge(f"an image of {len(layers)} layers; the limit is {MAX_LAYERS}")
         self.layers = tuple(layers)
         self.trust = trust
+        self._budget = Budget()
         self._readers = [LayerReader(desc, provider, trust, shelf) for desc in self.layers]
         self._lock = threading.Lock()
         self._raw: dict[int, LayerIndex] = {}
@@ -166,7 +170,8 @@ class Tree:
         if settled is None:
             settled = replay(self._index, number, waiting)
             with self._lock:
-                self._settled[number] = settled
+                # Nobody needs the other one any more.
+                self._raw[number] = self._settled[number] = settled
                 self._entries.pop(number, None)
         return settled
 
@@ -181,7 +186,7 @@ class Tree:
             known = self._raw.get(number)
         if known is not None:
             return known
-        builder = Builder(number)
+        builder = Builder(number, self._budget)
         kept = self._readers[number].layer().contents.entries
         for position, entry in enumerate(kept):
             if position % 1024 == 0:

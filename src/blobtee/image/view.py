@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from blobtee.errors import CorruptData, NotFound, TooLarge
-from blobtee.image.index import LayerIndex, Node, Place, implied_directory, parent, parts
+from blobtee.image.index import Budget, LayerIndex, Node, Place, implied_directory, parent, parts
 from blobtee.layers import Entry, EntryType, whiteout
 from blobtee.tasks import check
 
@@ -141,7 +141,8 @@ def replay(index_of: Callable[[int], LayerIndex], number: int, entries: Sequence
     Such a directory may be a symbolic link in a lower layer (`lib/x` over `lib -> usr/lib`), and unpacking follows it.
     So this puts each entry where unpacking would.
     """
-    index = LayerIndex(number)
+    index = LayerIndex(number, Budget())  # it takes the place of the one that was counted
+    index.is_plain = False
     view = View(index_of, number, index)
     real_parents: dict[str, str] = {}
 

@@ -18,6 +18,10 @@ from blobtee.tasks import check
 MAX_SPAN = 64 << 20
 """Bytes of one span, packed or not: it is in memory whole while it is read."""
 
+MAX_IN_VAIN = 4 << 30
+"""Bytes that are read, or unpacked, for one file beyond four times its own: a table may have each byte of a file in
+64 MiB that are all to be unpacked for it."""
+
 _READ_NBYTES = 4 << 20
 """Packed bytes that are asked for at once."""
 _GAP = 64 << 10
@@ -126,12 +130,16 @@ _ZEROS = bytes(1 << 20)
 
 def _pieces(stream: SpannedStream, reader: ReaderAt, start: int, end: int) -> Iterator[memoryview]:
     """The bytes [start, end), a span's worth at a time."""
+    allowed = MAX_IN_VAIN + 4 * (end - start)
     for batch in _batches(stream.table, stream.table.covering(start, end)):
         check()
         spans = [(number, stream.table[number]) for number in batch]
         packed = [span for _, span in spans if span.packed_nbytes]
         first = min((span.packed_at for span in packed), default=0)
         last = max((span.packed_at + span.packed_nbytes for span in packed), default=0)
+        allowed -= last - first
+        if allowed < 0:
+            raise CorruptData(f"a file of {end - start} bytes that takes many times as many of the layer")
         data = memoryview(reader.read_at(first, last - first) if packed else b"")
         if len(data) < last - first:
             raise CorruptData(f"the blob ends within [{first}, {last})")

@@ -23,7 +23,7 @@ from blobtee.oci.times import from_rfc3339
 from blobtee.seeking.api import Contents
 from blobtee.seeking.jsontext import JsonText
 from blobtee.seeking.listing import MAX_ENTRIES, MAX_EXTRAS
-from blobtee.seeking.spans import MAX_SPAN, SpannedStream, SpanTable
+from blobtee.seeking.spans import MAX_IN_VAIN, MAX_SPAN, SpannedStream, SpanTable
 from blobtee.tasks import check
 
 MAX_TOC = 150 << 20
@@ -126,7 +126,7 @@ class _Reader:
         self._extras = 0
         self._size = 0
         self._left = 0
-        self._end = 0
+        self._end = self._before = 0
         self._name = ""
         self._users: dict[int, str] = {}
         self._groups: dict[int, str] = {}
@@ -145,7 +145,7 @@ class _Reader:
             raise TooLarge(f"a table of contents of more than {MAX_EXTRAS} attributes")
         self._entries.append(entry)
         self._name, self._left = entry.path, entry.size
-        self._end = 0
+        self._end = self._before = 0
         if entry.size:
             self._end = _number(row, "endOffset")
             self._chunk(row)
@@ -214,6 +214,9 @@ class _Reader:
             inner = _number(row, "innerOffset")
             if inner + nbytes > MAX_SPAN:
                 raise TooLarge(f"{self._name[:100]}: a chunk of {inner + nbytes} bytes; the limit is {MAX_SPAN}")
+            self._before += inner
+            if self._before > MAX_IN_VAIN + 4 * self._entries[-1].size:
+                raise TooLarge(f"{self._name[:100]}: chunks behind {self._before} bytes that are unpacked in vain")
             self._chunks.append((_number(row, "offset"), self._end, inner, nbytes))
             self._digests += self._digest(row, whole=nbytes == self._entries[-1].size)
         self._left -= nbytes

@@ -298,6 +298,17 @@ def test_layers_with_too_many_attributes_are_refused(monkeypatch: pytest.MonkeyP
         tree(buffer.getvalue()).lookup("f")
 
 
+def test_a_layer_that_a_manifest_names_many_times_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = [f(f"d/{n}") for n in range(50)]  # not plain: it is put together anew over what is below it
+    assert len(list(tree(*[layer] * 20).walk())) == 51
+    monkeypatch.setattr(index, "MAX_NBYTES", 100_000)
+    assert len(list(tree(layer).walk())) == 51
+    with pytest.raises(TooLarge, match="memory"):
+        list(tree(*[layer] * 20).walk())
+    with pytest.raises(TooLarge, match="501 layers"):
+        tree(*[[f("x")]] * 501)
+
+
 def test_a_few_long_paths_do_not_become_millions_of_directories(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "MAX_PLACES", 1000)
     deep = "/d" * 400

@@ -102,6 +102,13 @@ def test_what_is_damaged_or_of_something_else_counts_as_none(tmp_path: Path) -> 
         assert kept.load(tmp_path, desc) is None
     path.write_bytes(sound + b"x")
     assert kept.load(tmp_path, desc) is None
+    small = replace(contents, entries=contents.entries[:3])
+    kept.keep(tmp_path, desc, small)
+    whole_file = path.read_bytes()
+    assert len(whole_file) < 60_000
+    for at in range(len(whole_file)):
+        path.write_bytes(whole_file[:at] + bytes([whole_file[at] ^ 1 << at % 8]) + whole_file[at + 1 :])
+        assert kept.load(tmp_path, desc) is None
     path.unlink()
     path.mkdir()
     assert kept.load(tmp_path, desc) is None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from blobtee.content import Trust
 from blobtee.errors import Closed, CorruptData, InvalidArgument, OutOfRange, TooLarge
 from blobtee.layers import Entry, EntryType, Segment
-from blobtee.seeking import MAX_SPAN, Contents, Extent, SpannedStream, SpanTable, joined
+from blobtee.seeking import MAX_SPAN, Contents, Extent, SpannedStream, SpanTable, joined, spans
 from tests.unit.seeking.support import CountingReader
 
 
@@ -25,17 +25,17 @@ class Deflated(SpannedStream):
 def made(pieces: list[bytes | int], gap: int = 0) -> tuple[bytes, Deflated, bytes]:
     """A blob of `pieces`, a number being that many zeros without packed bytes; its stream; what it unpacks to."""
     blob = bytearray()
-    spans = []
+    rows = []
     for piece in pieces:
         if isinstance(piece, int):
-            spans.append((piece, 0, 0))
+            rows.append((piece, 0, 0))
             continue
         blob += bytes(gap)
         packed = zlib.compress(piece)
-        spans.append((len(piece), len(blob), len(packed)))
+        rows.append((len(piece), len(blob), len(packed)))
         blob += packed
     whole = b"".join(bytes(piece) if isinstance(piece, int) else piece for piece in pieces)
-    return bytes(blob), Deflated(SpanTable(len(blob), spans)), whole
+    return bytes(blob), Deflated(SpanTable(len(blob), rows)), whole
 
 
 @settings(max_examples=200)
@@ -84,6 +84,24 @@ def test_a_long_range_is_read_in_pieces_that_memory_can_bear() -> None:
     reader = CountingReader(blob)
     assert stream.read_at(reader, 5, len(blob)) == blob[5:]
     assert [nbytes for _, nbytes in reader.reads] == [4 << 20] * 3
+
+
+def test_a_file_that_takes_gigabytes_of_the_layer_for_each_byte_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class First(SpannedStream):
+        proof = Trust.RAW
+
+        def unpack(self, number: int, packed: memoryview) -> memoryview:
+            return packed[:1]
+
+    blob = bytes(10_000)
+    stream = First(SpanTable(len(blob), [(1, 0, len(blob))] * 100))
+    assert stream.read_at(CountingReader(blob), 0, 100) == bytes(100)
+    monkeypatch.setattr(spans, "MAX_IN_VAIN", 50_000)
+    assert stream.read_at(CountingReader(blob), 0, 5) == bytes(5)
+    reader = CountingReader(blob)
+    with pytest.raises(CorruptData, match="many times"):
+        stream.read_at(reader, 0, 100)
+    assert reader.nbytes <= 60_000
 
 
 def test_numbers_that_make_no_sense_are_refused() -> None:

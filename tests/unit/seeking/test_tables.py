@@ -406,6 +406,20 @@ class TestEstargz:
         with pytest.raises((CorruptData, DigestMismatch)):
             content(contents, reader, "a")
 
+    def test_what_is_unpacked_in_vain_for_one_file_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        rows = self.rows()
+        told = {"innerOffset": 512, "chunkSize": 1, "chunkDigest": blobs.sha256(b"f")}
+        rows[1:2] = [
+            {"name": "a", "type": "reg", "size": 5, **told},
+            *({"name": "a", "type": "chunk", "chunkOffset": n, **told} for n in range(1, 5)),
+        ]
+        monkeypatch.setattr(toc, "MAX_IN_VAIN", 5 * 512)
+        contents, reader = opened(blobs.estargz(self.PARTS, rows))
+        assert content(contents, reader, "a") == b"fffff"
+        monkeypatch.setattr(toc, "MAX_IN_VAIN", 4 * 512)
+        with pytest.raises(TooLarge, match="in vain"):
+            opened(blobs.estargz(self.PARTS, rows))
+
     def test_a_long_table_takes_a_second_read(self) -> None:
         rows = self.rows() + [{"name": os.urandom(40).hex(), "type": "dir"} for _ in range(12_000)]
         contents, reader = opened(blobs.estargz(self.PARTS, rows))
