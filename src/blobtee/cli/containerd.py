@@ -53,11 +53,12 @@ def config(session: Session, socket: Path, name: str, wanted: str | None, checke
     """
     if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
         raise click.UsageError(f"--name is letters, digits, - and _, not {name!r:.80}")
+    minor: int | None
     if wanted is not None:
-        major = int(wanted)
+        major, minor = int(wanted), None
     else:
         try:
-            major, _ = containerd.installed_version()
+            major, minor = containerd.installed_version()
         except NotFound as error:
             raise NotFound(f"{error}; say --for 1 or --for 2") from error
     if checked is None:
@@ -67,7 +68,7 @@ def config(session: Session, socket: Path, name: str, wanted: str | None, checke
         else:
             session.output.line(text.rstrip())
         return 0
-    problems = containerd.check(containerd.load(checked), major)
+    problems = containerd.check(containerd.load(checked), major, minor)
     for problem in problems:
         session.output.result(
             {"problem": problem.what, "cure": problem.cure, "fatal": problem.fatal}, f"{problem.what}: {problem.cure}"

@@ -136,7 +136,7 @@ def _containerd(config: Path) -> dict[str, object]:
         return found | {"problems": [str(error)]}
     sockets = containerd.content_sockets(loaded)
     found["sockets"] = {str(socket): answer(socket) for socket in sockets}
-    problems = containerd.check(loaded, major) if containerd.is_meant(loaded) else []
+    problems = containerd.check(loaded, major, minor) if containerd.is_meant(loaded) else []
     return found | {"problems": [f"{problem.what}: {problem.cure}" for problem in problems]}
 
 

@@ -20,8 +20,11 @@ from blobtee.errors import InvalidDocument, NotFound, from_os_error
 BUILT_IN = "io.containerd.content.v1.content"
 _METADATA = "io.containerd.metadata.v1.bolt"
 _VERSIONS = {1: (1, 2), 2: (2, 3)}
-"""Versions of the file that each major version of containerd reads plugins' full names from; the last is its own."""
+"""Versions of the file that every containerd of a major version reads these lines in; the last is what we write."""
+_SINCE = {4: (2, 3)}
+"""Versions of the file that came later, and with which containerd; these lines are the same in them."""
 
+_NEWEST = 1 << 30
 MAX_CONFIG = 4 << 20
 _MOST_FILES = 1000
 _LISTS = ("disabled_plugins", "required_plugins")
@@ -102,9 +105,10 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise InvalidDocument(f"{path} is not TOML: {error}") from None
 
 
-def check(config: Mapping[str, Any], major: int) -> list[Problem]:
-    """What keeps a containerd of this major version from running on blobtee, or makes it unsafe."""
-    return list(_problems(config, 2 if major >= 2 else 1))
+def check(config: Mapping[str, Any], major: int, minor: int | None = None) -> list[Problem]:
+    """What keeps a containerd of this version (the newest known of `major` by default) from running on blobtee, or makes
+    it unsafe."""
+    return list(_problems(config, 2 if major >= 2 else 1, (major, _NEWEST if minor is None else minor)))
 
 
 def content_sockets(config: Mapping[str, Any]) -> list[Path]:
@@ -122,13 +126,13 @@ def is_meant(config: Mapping[str, Any]) -> bool:
     )
 
 
-def _problems(config: Mapping[str, Any], major: int) -> Iterator[Problem]:
-    known = _VERSIONS[major]
+def _problems(config: Mapping[str, Any], major: int, installed: tuple[int, int]) -> Iterator[Problem]:
+    known = [*_VERSIONS[major], *(version for version, since in _SINCE.items() if installed >= since)]
     version = config.get("version", 1)
     if version not in known:
         yield Problem(
             f"version = {version!r:.40} is not one that containerd {major}.x reads these lines in",
-            f"say version = {known[-1]} at the top, in the form of that version",
+            f"say version = {_VERSIONS[major][-1]} at the top, in the form of that version",
         )
     elif version == 1:
         yield Problem("version = 1 is an old form", "say version = 2: plugins have their full names there")

@@ -53,6 +53,16 @@ def test_what_is_wrong_is_said_with_its_cure(change: str, to: str, said: str) ->
     assert all(problem.cure for problem in problems)
 
 
+def test_the_form_of_newer_versions_is_right_where_it_is_read() -> None:
+    """`containerd config default` writes version 4 since 2.3."""
+    config = {**tomllib.loads(configuration(2, SOCKET, "blobtee")), "version": 4}
+    assert check(config, 2) == check(config, 2, 3) == check(config, 2, 4) == []
+    for old in ((1, 7), (2, 2)):
+        (problem,) = check(config, *old)
+        assert "version = 4" in problem.what
+    assert check({**config, "version": 5}, 2)
+
+
 @pytest.mark.parametrize("nonsense", [{}, {"proxy_plugins": 3, "disabled_plugins": "x"}, {"proxy_plugins": {"a": 1}}])
 def test_nonsense_has_problems(nonsense: dict[str, object]) -> None:
     assert check(nonsense, 2)
