@@ -53,6 +53,8 @@ def config(session: Session, socket: Path, name: str, wanted: str | None, checke
     """
     if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
         raise click.UsageError(f"--name is letters, digits, - and _, not {name!r:.80}")
+    if str(socket).startswith("unix:"):
+        raise click.UsageError("--socket is a path, without unix://")
     minor: int | None
     if wanted is not None:
         major, minor = int(wanted), None

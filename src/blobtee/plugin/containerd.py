@@ -106,8 +106,8 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def check(config: Mapping[str, Any], major: int, minor: int | None = None) -> list[Problem]:
-    """What keeps a containerd of this version (the newest known of `major` by default) from running on blobtee, or makes
-    it unsafe."""
+    """What keeps a containerd of this version (by default the newest known of `major`) from running on blobtee, or is
+    unsafe."""
     return list(_problems(config, 2 if major >= 2 else 1, (major, _NEWEST if minor is None else minor)))
 
 

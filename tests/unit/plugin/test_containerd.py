@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from click import UsageError
 from click.testing import CliRunner
 
 from blobtee.cli.containerd import config as command
@@ -127,3 +128,5 @@ def test_the_verb(tmp_path: Path) -> None:
     assert bad.return_value == 1
     (problem,) = map(json.loads, bad.stdout.splitlines())
     assert problem["cure"] == "write it as a path: /run/x.sock"
+    with pytest.raises(UsageError, match="without unix://"):
+        runner.invoke(command, ["--socket", "unix:///run/x.sock"], standalone_mode=False, catch_exceptions=False)
