@@ -15,6 +15,7 @@ from blobtee.cli.sizes import SizeType, counted, nbytes
 from blobtee.content import LocalStore
 from blobtee.oci import Digest
 from blobtee.plugin.known import KnownBlobs
+from blobtee.transfer.evictable import Held
 from blobtee.transfer.evicting import Gone, Shrunk, shrink
 from blobtee.transfer.obtaining import HASTY, Obtaining
 
@@ -54,7 +55,8 @@ def command(session: Session, dry_run: bool, grace: float, size: int | None, unc
     (but for its metadata) takes at most SIZE. Their images stay complete: what is read of such a layer
     comes again, and only that, checked by digests that are kept. Their registries are asked first: what they do not
     have any more stays, and so does what they do not answer for. What was built, imported or sent by a client is only
-    here and stays. When that is too much, exit status 1, and what holds the rest is told. --username, --plain-http and
+    here and stays. When that is too much, exit status 1 (but of 0, which is all that may go), and what holds the rest
+    is told. --username, --plain-http and
     --no-tls-verify are for a store whose blobs come from one registry; for several there are `docker login` and
     hosts.toml files.
 
@@ -109,7 +111,9 @@ def command(session: Session, dry_run: bool, grace: float, size: int | None, unc
     if not shrunk.reached:
         held = ", ".join(f"{reason.text}: {_told(share)}" for reason, share in shrunk.held.items())
         session.output.note(f"that is more than {nbytes(shrunk.target)}, and no more may go. {held}")
-    return FAILED if result.problems or shrunk.problems or not shrunk.reached else 0
+    # 0 asks for whatever may go: only what a registry refuses is less than that.
+    missed = not shrunk.reached and (size != 0 or Held.UNOBTAINABLE in shrunk.held)
+    return FAILED if result.problems or shrunk.problems or missed else 0
 
 
 def _shrink(
