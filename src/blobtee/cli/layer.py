@@ -281,7 +281,8 @@ def _parent(store: LocalStore, registry: Registry, name: str, platform: Platform
             lazy = not isinstance(transfer.parse(name), transfer.FileAddress)
         except InvalidArgument as error:
             raise click.BadParameter(str(error), param_hint="--parent") from None
-        return transfer.pull(name, store, lazy=lazy, platform=platform, registry=registry)
+        # What a layout calls it, many call theirs.
+        return transfer.pull(name, store, lazy=lazy, platform=platform, registry=registry, name=None if lazy else "")
 
 
 def _layered(stack: ExitStack, manager: CacheManager, directories: _Directories, base: Ref | None) -> Ref:

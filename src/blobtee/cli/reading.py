@@ -20,13 +20,13 @@ def opened(
     session: Session, store: LocalStore, registry: Registry, name: str, platform: Platform | None
 ) -> Iterator[Image]:
     """The image that the store knows as `name`. A layout's or archive's is brought into the store first: what is read
-    was checked then."""
+    was checked then. It gets no name there: many are called `latest`, or nothing."""
     try:
         address = transfer.parse(name)
     except InvalidReference:
         address = Reference("", "")  # a name that some other tool gave; the store may know it
     if isinstance(address, FileAddress) and name not in store.layout.names():
-        image = transfer.pull(name, store, platform=platform, registry=registry)
+        image = transfer.pull(name, store, platform=platform, registry=registry, name="")
     else:
         image = transfer.open_image(name, store, platform=platform, registry=registry)
     with image:

@@ -41,7 +41,7 @@ def pull(
     brought, several at a time; with a `bandwidth` (`tasks.bandwidth_of`) at that, and behind others who use the store.
     `Image.fill` brings those of a lazy one while they are read. Of an index it is the image for `platform`, this
     machine's by default. The store knows it by `name`, else by its full reference, or by what the layout or archive
-    calls it.
+    calls it; when `name` is "", by none, so that it goes with the next collection after it was closed.
 
     With a `compression`, layers that are packed otherwise are brought and converted, also in a lazy pull; what the
     store knows of it is used again (`Ref.get_remote` with a forced compression). The image then has documents of its
@@ -82,7 +82,7 @@ def pull(
                     if not lazy:
                         image.get_remote().unlazy()
                 _say_sources(store, manifest, labels)
-                if images.has_names(store):
+                if images.has_names(store) and name != "":
                     store.layout.set(known_as, root)
             except BaseException:
                 image.close()

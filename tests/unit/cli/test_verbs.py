@@ -168,6 +168,10 @@ def test_cat_and_ls_take_addresses_of_files_too(server: MemoryRegistry, run: Run
     run("copy", image(FILES).push(server, "team/app", "v1"), f"oci-archive:{tmp_path}/a.tar")
     assert run("cat", f"oci-archive:{tmp_path}/a.tar", "etc/name").out == b"top\n"
     assert run("ls", f"oci-archive:{tmp_path}/a.tar", "bin").text == "/bin/tool\n"
+    layer = ("layer", str(tmp_path / "empty"), "-o", f"oci:{tmp_path}/out", "--parent", f"oci-archive:{tmp_path}/a.tar")
+    (tmp_path / "empty").mkdir()
+    assert run(*layer).status == 0
+    assert run("images").text == "", "an image of the store that is called so too would lose its name"
 
 
 def test_platforms_choose_the_image(server: MemoryRegistry, run: Run) -> None:
