@@ -66,10 +66,10 @@ def convert(
     check_archive(goal, wish)
     wanted = Platform.parse(platform) if isinstance(platform, str) else platform
     with open_source(parse(source), registry) as read, open_sink(goal, registry) as written, _place(store) as place:
-        if wanted is None and written.single:
-            wanted = Platform.current()
         near = read if store is None else Nearby(read, store)
-        documents = whole(near, near.root(), wanted)
+        root = near.root()
+        documents = whole(near, root, wanted or (Platform.current() if written.single else None))
+        images.check_copied(near, root, documents[-1], wanted)
         if isinstance(documents[-1], Manifest):
             images.check_image(documents[-1])
         manager = CacheManager(place)

@@ -40,17 +40,17 @@ def copy(
     streamed; what `store` has is read from there. Manifests keep their bytes, except that an image from a docker
     archive gets one of its own. With a `compression`, layers that are packed otherwise are converted: see `convert`.
 
-    `NotFound`: no such image, platform or file. `DigestMismatch`, `SizeMismatch`: the source holds other bytes than it
-    promises. After a failure the destination has no new name; a file is not touched, a registry or layout may have
-    some blobs more.
+    `NotFound`: no such image or file, or none for that platform. `DigestMismatch`, `SizeMismatch`: the source holds
+    other bytes than it promises. After a failure the destination has no new name; a file is not touched, a registry or
+    layout may have some blobs more.
     """
     if compression is not None:
         return convert(source, destination, compression, platform=platform, store=store, registry=registry)
     wanted = Platform.parse(platform) if isinstance(platform, str) else platform
     with open_source(parse(source), registry) as read, open_sink(parse(destination), registry) as written:
-        if wanted is None and written.single:
-            wanted = Platform.current()
-        documents = whole(read, read.root(), wanted)
+        root = read.root()
+        documents = whole(read, root, wanted or (Platform.current() if written.single else None))
+        images.check_copied(read, root, documents[-1], wanted)
         return run(read if store is None else Nearby(read, store), written, documents)
 
 

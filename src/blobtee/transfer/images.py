@@ -30,7 +30,7 @@ from blobtee.oci.documents import MAX_DOCUMENT, parse_config
 from blobtee.oci.mediatypes import CONFIGS
 from blobtee.registry import Registry
 from blobtee.registry.fetcher import DocumentReader
-from blobtee.transfer.places import Documents, select
+from blobtee.transfer.places import Documents, Source, select
 from blobtee.transfer.remote import opener
 
 GC = "containerd.io/gc.ref.content."
@@ -268,6 +268,15 @@ def check_platform(root: Manifest | Index, config: Config, wanted: Platform | No
     offered = config.platform
     if isinstance(root, Manifest) and wanted is not None and offered.architecture and wanted.rank(offered) is None:
         raise NotFound(f"no image for {wanted}; there is: {offered}")
+
+
+def check_copied(source: Source, root: Descriptor, image: Manifest | Index, wanted: Platform | None) -> None:
+    """As `check_platform`, for who has no use for the config: `image` is what was chosen of `root`."""
+    if wanted is None or image.digest != root.digest:
+        return
+    if isinstance(image, Manifest) and image.config.media_type in CONFIGS:
+        with source.reader_at(image.config) as reader:
+            check_platform(image, read_config(checked(reader, image.config), image), wanted)
 
 
 def choose(documents: Documents, document: Manifest | Index, wanted: Platform | None, name: str) -> Manifest:

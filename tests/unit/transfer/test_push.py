@@ -159,6 +159,19 @@ def test_one_platform_of_an_index_is_copied_alone(server: MemoryRegistry, client
         copy(f"{server.host}/team/app", f"{server.host}/x", platform="linux/s390x", registry=client)
 
 
+@pytest.mark.parametrize("compression", [None, Compression("zstd")])
+def test_an_image_that_stands_alone_is_not_copied_as_one_for_another_platform(
+    server: MemoryRegistry, client: Registry, compression: Compression | None
+) -> None:
+    source = image(FILES, platform=Platform.parse("linux/arm64"))
+    name, goal = source.push(server, "one"), f"{server.host}/two:1"
+    with pytest.raises(NotFound, match="no image for linux/s390x; there is: linux/arm64"):
+        copy(name, goal, platform="linux/s390x", compression=compression, registry=client)
+    assert server.tags("two") == []
+    copy(name, goal, platform="linux/arm64", compression=compression, registry=client)
+    assert server.tags("two") == ["1"]
+
+
 def test_an_index_in_an_index_is_followed_but_not_for_ever(server: MemoryRegistry, client: Registry) -> None:
     source = many()
     for _ in range(3):
