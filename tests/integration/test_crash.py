@@ -74,7 +74,8 @@ def check(store: LocalStore, done: dict[str, set[int]], numbers: range) -> None:
 
 def litter(root: Path) -> set[str]:
     """Files that do not belong to a store at rest."""
-    allowed = {"oci-layout", "index.json", ".blobtee.lock", "blobtee.db", "blobtee.db-wal", "blobtee.db-shm"}
+    metadata = {f"blobtee.db{end}" for end in ("", "-wal", "-shm", "-ballast")}
+    allowed = {"oci-layout", "index.json", ".blobtee.lock", *metadata}
     files = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
     return {file for file in files if not file.startswith("blobs/sha256/")} - allowed
 

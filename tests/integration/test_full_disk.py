@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -15,7 +16,7 @@ import pytest
 from blobtee.content.proxy import ProxyStore
 from blobtee.errors import BlobteeError, ResourceExhausted
 from blobtee.oci import Descriptor, Digest
-from tests.integration.daemons import Blobtee, running_blobtee, wait_for
+from tests.integration.daemons import BLOBTEE, Blobtee, running_blobtee, wait_for
 
 KEPT = b"kept all the time"
 
@@ -125,3 +126,29 @@ def test_unfinished_blobs_go_on_when_there_is_room_again(disk: Path, tmp_path: P
             writer.write(data[1 << 20 :])
             writer.commit(len(data), Digest.of(data))
         assert is_right(store, Digest.of(data))
+
+
+def test_the_command_line_makes_room_where_not_a_byte_is_left(disk: Path, tmp_path: Path) -> None:
+    environ = {**os.environ, "BLOBTEE_ROOT": str(disk / "store"), "HOME": str(tmp_path)}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*BLOBTEE, *arguments], env=environ, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "data").write_bytes(random.Random(3).randbytes(8 << 20))
+    archive = f"oci-archive:{tmp_path / 'image.tar'}:image"
+    assert run("layer", str(tree), "-o", archive, "--root", str(tmp_path / "elsewhere")).returncode == 0
+    assert run("pull", archive).returncode == 0
+    name = run("images", "--json").stdout
+    for number in range(3):
+        take_all(disk / f"of somebody else {number}")
+        assert os.statvfs(disk).f_bavail == 0
+        assert run("images", "--json").stdout == name
+    assert run("rm", json.loads(name)["name"]).returncode == 0
+    collected = run("gc", "--grace", "0")
+    assert (collected.returncode, collected.stderr.splitlines()[0][:7]) == (0, "3 blobs")
+    left = os.statvfs(disk)
+    assert left.f_bavail * left.f_frsize > 7 << 20

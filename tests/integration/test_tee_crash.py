@@ -26,7 +26,8 @@ from tests.integration.tee_crash_worker import DATA, DESC, LABELS, SHAPES, TARS,
 from tests.unit.tee.support import Origin, desc_of
 
 REPOSITORY = Path(__file__).parents[2]
-AT_REST = {"oci-layout", "index.json", ".blobtee.lock", "blobtee.db", "blobtee.db-wal", "blobtee.db-shm"}
+METADATA = {f"blobtee.db{end}" for end in ("", "-wal", "-shm", "-ballast")}
+AT_REST = {"oci-layout", "index.json", ".blobtee.lock", *METADATA}
 
 Said = list[tuple[str, int, int]]
 

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -34,6 +34,10 @@ BUSY_SECONDS = 30.0
 
 RESERVE = 6 << 20
 """Bytes: half as much again as the log has at a checkpoint (SQLite's 1000 pages), for when that one fails."""
+
+BALLAST = 1 << 20
+"""Bytes of a file beside the database that goes when that is opened on a full disk, and comes again in the end. SQLite
+takes room for its log, and an index of that, before anything can be read: who is to make room would need some first."""
 
 _IDLE = 8
 _logger = logging.getLogger(__name__)
@@ -62,6 +66,8 @@ class Database:
         self._idle: list[sqlite3.Connection] = []
         self._watched: tuple[Watch, sqlite3.Connection] | None = None
         self._closed = False
+        if not self._memory and not read_only:
+            self._drop_ballast()
         with self._translated():
             self._idle.append(self._first())
 
@@ -208,6 +214,29 @@ class Database:
             idle.append(watched[1])
         for connection in idle:
             connection.close()
+        if not self._memory and not self._read_only:
+            self._take_ballast()
+
+    def _drop_ballast(self) -> None:
+        with suppress(OSError):
+            if self._free() < BALLAST:
+                os.unlink(f"{self._path}-ballast")
+
+    def _take_ballast(self) -> None:
+        """As good as it goes: it is for a day that may never come."""
+        with suppress(OSError):
+            path = f"{self._path}-ballast"
+            if self._free() >= BALLAST and not (os.path.exists(path) and os.path.getsize(path) == BALLAST):
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                try:
+                    os.posix_fallocate(fd, 0, BALLAST)
+                finally:
+                    os.close(fd)
+
+    def _free(self) -> int:
+        assert self._path is not None
+        disk = os.statvfs(self._path.parent)
+        return disk.f_bavail * disk.f_frsize
 
     def _step(self, connection: sqlite3.Connection, component: str, steps: Sequence[str]) -> None:
         connection.execute(_STEPS_TABLE)

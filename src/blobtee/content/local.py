@@ -4,7 +4,7 @@
     <root>/ingest/<SHA-256 of ref>/       unfinished blobs (`content.ingests`)
     <root>/broken/                        what was damaged, out of everybody's way
     <root>/oci-layout, index.json         names of images (`content.layout`)
-    <root>/blobtee.db                     labels, times and what other rooms keep (`content.database`)
+    <root>/blobtee.db                     labels, times and what other rooms keep (`content.database`), a ballast beside
     <root>/.blobtee.lock                  the locks of all of it (`content.locks`)
 
 The first two are containerd's own layout and, with the names, an OCI image layout (`spec/content.md` section 4): a root
