@@ -1,13 +1,20 @@
-"""Damaged layers, damaged and made-up tables: the right bytes or one of our errors, and nothing else."""
+"""Damaged layers, damaged and made-up tables: the right bytes or one of our errors, and nothing else.
+
+`BLOBTEE_SEEKING_CASES` says how many of each (600).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import gzip
+import hashlib
 import io
+import itertools
 import json
+import os
 import random
+import struct
 
 import pytest
 import zstandard
@@ -16,11 +23,14 @@ from hypothesis import strategies as st
 
 from blobtee.compression import decompress
 from blobtee.content import Trust
-from blobtee.errors import BlobteeError, CorruptData, DigestMismatch
+from blobtee.core import gzip_member
+from blobtee.errors import BlobteeError, CorruptData, DigestMismatch, TooLarge
 from blobtee.image import Tree
 from blobtee.layers import EntryType, entries
-from blobtee.oci import mediatypes
-from blobtee.seeking import Contents, tables, toc, whole
+from blobtee.layers.entry import normalise
+from blobtee.oci import Compressed, mediatypes
+from blobtee.oci.annotations import INDEX_DIGEST, INDEX_POSITION
+from blobtee.seeking import Contents, listing, tables, toc, whole
 from tests.fuzz.test_tar import INTERESTING
 from tests.unit.seeking import blobs
 from tests.unit.seeking.blobs import GZIP, ZSTD, Blob
@@ -31,7 +41,8 @@ KEYS += ["digest", "chunkType", "linkName", "modtime", "xattrs", "uid", "mode", 
 FILES = {"a/conf": b"setting\n", "b": random.Random(1).randbytes(300_000), "c": b"text and text " * 2000, "e": b""}
 TAR = blobs.tar(FILES)
 KINDS = ("gzip", "zstd", "estargz", "containers", "stargz")
-SETTINGS = settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+CASES = int(os.environ.get("BLOBTEE_SEEKING_CASES", "600"))
+SETTINGS = settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 DAMAGE = st.lists(
     st.tuples(st.integers(-6000, 6000), st.sampled_from(INTERESTING) | st.integers(0, 255)), min_size=1, max_size=6
 )
@@ -121,6 +132,110 @@ def rows_of_estargz() -> str:
     return json.dumps(json.loads(table)["entries"])
 
 
+NUMBERS = st.sampled_from([0, 0, 1, 3, 5, 512, 0o644, 0o10000, 1 << 31, 1 << 40, (1 << 63) - 1, -1, -512, -(1 << 63)])
+TEXTS = st.sampled_from(
+    ["a", "a/b", "é", "\udcff", "", "/a", "a/", "../a", "a//b", "x" * 33_000, ".wh.a", ".wh..wh..opq", ".wh.", "a\0b"]
+)
+ODD: st.SearchStrategy[object] = st.recursive(
+    st.sampled_from([None, True, -1, 0, 1, 2, 1 << 70, 0.5, "", "YQ==", "=", "é"]),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["device", "sparse"]), inner, max_size=2)
+    ),
+    max_leaves=6,
+)
+MORE = st.lists(
+    ODD
+    | st.tuples(
+        st.integers(-1, 6), st.dictionaries(st.sampled_from(["device", "sparse", "xattrs", "x"]), ODD, max_size=3)
+    ),
+    max_size=3,
+)
+
+
+@st.composite
+def made_up_lists(draw: st.DrawFn) -> bytes:
+    """A list of entries in which each column says what it likes."""
+    count = draw(st.integers(0, 5))
+    said = draw(st.sampled_from([count, count, count, count + 1, 1 << 31]))
+
+    def column(values: st.SearchStrategy[int]) -> bytes:
+        found = draw(st.lists(values, min_size=count, max_size=count))
+        return struct.pack(f"<{count}q", *found)
+
+    sound = draw(st.booleans())
+    kinds = st.sampled_from([0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 255])
+    types = bytes(draw(st.lists(kinds, min_size=count, max_size=count)))
+    numbers = [column(st.sampled_from([0, 1, 5, 0o644]) if sound else NUMBERS) for _ in range(6)]
+    texts = [
+        "".join(text + "\0" for text in draw(st.lists(TEXTS, min_size=count, max_size=count))).encode(
+            "utf-8", "surrogateescape"
+        )
+        for _ in range(4)
+    ]
+    sections = [types, *numbers, *texts, json.dumps(draw(MORE)).encode()]
+    return struct.pack("<4sI", b"BTL1", said) + b"".join(struct.pack("<Q", len(part)) + part for part in sections)
+
+
+@pytest.mark.slow
+def test_lists_of_entries_that_somebody_made_up_end_in_our_errors() -> None:
+    @SETTINGS
+    @given(made_up_lists())
+    def trial(data: bytes) -> None:
+        with contextlib.suppress(CorruptData, TooLarge):
+            for entry in listing.load(data, 1 << 20):
+                assert normalise(entry.path, "a path") == entry.path
+                assert entry.size >= 0 <= entry.offset <= 1 << 20
+
+    trial()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [Compressed.GZIP, Compressed.ZSTD])
+def test_an_index_of_ours_that_somebody_made_up_ends_in_our_errors(form: Compressed) -> None:
+    """The digest in the manifest is right: the author himself is hostile. Seen as a tree, and each file read."""
+    pieces = [TAR[:200_000], TAR[200_000:]]
+    packed = [gzip_member(piece, sized=True) for piece in pieces]
+    if form is Compressed.ZSTD:
+        packed = [zstandard.ZstdCompressor().compress(piece) for piece in pieces]
+    blob = b"".join(packed)
+    sizes = st.sampled_from([0, 1, 5, 512, len(pieces[0]), len(pieces[1]), len(packed[0]), len(packed[1]), len(blob)])
+    sizes |= NUMBERS
+    lists = made_up_lists() | st.just(listing.dump(entry.detached() for entry in entries(io.BytesIO(TAR))))
+
+    @SETTINGS
+    @given(lists, st.lists(st.tuples(sizes, sizes), max_size=3), st.booleans(), st.sampled_from([0, 0, 1, -1, 1 << 31]))
+    def trial(listed: bytes, told: list[tuple[int, int]], right: bool, off: int) -> None:
+        rows = [(len(a), len(b)) for a, b in zip(pieces, packed, strict=True)] if right else told
+        holds, takes = ([row[k] for row in rows] for k in range(2))
+        digests = b"".join(hashlib.sha256(part).digest() for part in packed)[: 32 * len(rows)].ljust(32 * len(rows))
+        index = struct.pack("<4sIQ", b"BTX1", (len(rows) + off) % (1 << 32), len(listed))
+        index += struct.pack(f"<{len(rows)}q", *holds) + struct.pack(f"<{len(rows)}q", *takes) + digests + listed
+        data = zstandard.ZstdCompressor().compress(index)
+        made = struct.pack("<II", 0x184D2A5B, len(data)) + data
+        if form is Compressed.GZIP:
+            extra = b"BT" + struct.pack("<H", len(data)) + data
+            made = b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff" + struct.pack("<H", len(extra)) + extra
+            made += b"\x03\x00" + bytes(8)
+        annotations = {INDEX_DIGEST: blobs.sha256(made), INDEX_POSITION: f"{len(blob)}:{len(made)}"}
+        layer = blobs.blob(blob + made, mediatypes.OCI_LAYER + f"+{form.value}", annotations)
+        seen = Tree([layer.desc], OneBlob(layer.data), Trust.ATTESTED)
+        with contextlib.suppress(BlobteeError):
+            for node in itertools.islice(seen.walk(), 50):
+                if node.type is EntryType.FILE and node.size < 1 << 24:
+                    with contextlib.suppress(BlobteeError), seen.open_node(node) as file:
+                        assert len(file.readall()) == node.size
+
+    trial()
+
+
+class OneBlob:
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def reader_at(self, desc: object, trust: Trust = Trust.BLOB) -> CountingReader:
+        return CountingReader(self._data, trust)
+
+
 @pytest.mark.slow
 def test_any_text_as_a_table_ends_in_our_errors() -> None:
     pieces = st.sampled_from(
@@ -168,7 +283,7 @@ def packed(data: bytes, kind: str, level: int, cut: int) -> tuple[bytes, str]:
 def test_any_part_of_any_layer_is_what_unpacking_it_whole_gives(kind: str) -> None:
     sizes = st.lists(st.integers(0, 200) | st.integers(0, 400_000), max_size=8)
 
-    @settings(SETTINGS, max_examples=100)
+    @settings(SETTINGS, max_examples=CASES // 6)
     @given(sizes, st.integers(0, 12), st.integers(0, 100_000), st.integers(0, 1 << 30))
     def trial(sizes: list[int], level: int, cut: int, seed: int) -> None:
         draw = random.Random(seed)
@@ -238,7 +353,7 @@ def test_a_whole_layer_is_what_an_ordinary_decoder_says_or_an_error(kind: str) -
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tree_over_damaged_layers_fills_or_fails_but_is_never_wrong(kind: str) -> None:
-    @settings(SETTINGS, max_examples=300)
+    @settings(SETTINGS, max_examples=CASES // 2)
     @given(DAMAGE)
     def trial(damage: list[tuple[int, int]]) -> None:
         data = damaged(made(kind).data, damage, None)

@@ -25,6 +25,10 @@ MAX_LAYERS = 500
 MAX_NBYTES = 2 << 30
 """Bytes of memory, about, that all layers of one image take: a manifest may name a layer of a megabyte many times."""
 
+MAX_STEPS = 300_000_000
+"""Directories that are gone through to put an image's layers together, or to find one path: some minutes. Images have a
+hundredth of it; paths and links that are made for it would take days."""
+
 _ENTRY_NBYTES, _PLACE_NBYTES, _EXTRA_NBYTES = 400, 300, 100
 
 
@@ -85,11 +89,17 @@ class Budget:
 
     def __init__(self) -> None:
         self._left = MAX_NBYTES
+        self._steps = MAX_STEPS
 
     def take(self, nbytes: int) -> None:
         self._left -= nbytes
         if self._left < 0:
             raise TooLarge("an image whose layers have too many files, or too long names, to be kept in memory")
+
+    def step(self, count: int) -> None:
+        self._steps -= count
+        if self._steps < 0:
+            raise TooLarge("paths that are too long to follow: deep directories, links or both")
 
     def take_entry(self, entry: Entry) -> None:
         nbytes = _ENTRY_NBYTES + len(entry.path) + len(entry.linkname)

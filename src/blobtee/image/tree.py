@@ -168,7 +168,7 @@ class Tree:
             settled = self._settled.get(number)
             waiting = self._entries.get(number, [])
         if settled is None:
-            settled = replay(self._index, number, waiting)
+            settled = replay(self._index, number, waiting, self._budget)
             with self._lock:
                 # Nobody needs the other one any more.
                 self._raw[number] = self._settled[number] = settled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from blobtee.errors import CorruptData, NotFound, TooLarge
+from blobtee.errors import CorruptData, NotFound
 from blobtee.image.index import Budget, LayerIndex, Node, Place, implied_directory, parent, parts
 from blobtee.layers import Entry, EntryType, whiteout
 from blobtee.tasks import check
@@ -12,31 +12,31 @@ from blobtee.tasks import check
 MAX_LINKS = 40
 """Symbolic links that are followed for one path, as Linux does."""
 
-MAX_STEPS = 200_000_000
-"""Directories that one view goes through to find paths: about half a minute. Images have a hundredth of it; paths and
-links that are made for it would take days."""
-
 _Stack = list[tuple[int, Place]]
 
 
 class View:
     """The layers [0, top) and, on them, `own`: a layer that is being read. `index_of` opens a layer when it is due."""
 
-    def __init__(self, index_of: Callable[[int], LayerIndex], top: int, own: LayerIndex | None = None) -> None:
+    def __init__(
+        self,
+        index_of: Callable[[int], LayerIndex],
+        top: int,
+        own: LayerIndex | None = None,
+        budget: Budget | None = None,
+    ) -> None:
         self._index_of = index_of
         self._top = top
         self._own = own
-        self._steps = 0
+        self._budget = budget or Budget()
 
     def get(self, path: str) -> Node | None:
         """What is at `path`, taken literally: its parents are no symbolic links. Layers are opened from the top, until
-        one says. `CorruptData` for a hard link to nothing; `TooLarge` after `MAX_STEPS` in all."""
+        one says. `CorruptData` for a hard link to nothing; `TooLarge` when the budget's steps are taken."""
         said_by_children = False
         depth = path.count("/") + 1
         for index in self._indexes():
-            self._steps += depth
-            if self._steps > MAX_STEPS:
-                raise TooLarge("paths that are too long to follow: deep directories, links or both")
+            self._budget.step(depth)
             place, is_cut, is_blocked = _descend(index, path)
             if place is not None:
                 if place.node is not None:
@@ -135,15 +135,15 @@ class View:
             raise NotFound(f"{path[:200]}: {node.path[:200]} is a {node.type.value}, not a directory")
 
 
-def replay(index_of: Callable[[int], LayerIndex], number: int, entries: Sequence[Entry]) -> LayerIndex:
+def replay(index_of: Callable[[int], LayerIndex], number: int, entries: Sequence[Entry], budget: Budget) -> LayerIndex:
     """The index of a layer whose files lie in directories that it does not mention itself.
 
     Such a directory may be a symbolic link in a lower layer (`lib/x` over `lib -> usr/lib`), and unpacking follows it.
-    So this puts each entry where unpacking would.
+    So this puts each entry where unpacking would. `budget` is for the steps that this takes.
     """
     index = LayerIndex(number, Budget())  # it takes the place of the one that was counted
     index.is_plain = False
-    view = View(index_of, number, index)
+    view = View(index_of, number, index, budget)
     real_parents: dict[str, str] = {}
 
     def real(path: str) -> str:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from blobtee.content import MemoryStore
 from blobtee.errors import Closed, CorruptData, InvalidArgument, NotFound, TooLarge, UnsupportedMediaType
-from blobtee.image import Tree, index, view
+from blobtee.image import Tree, index
 from blobtee.layers import EntryType
 from blobtee.oci import Compressed, Descriptor, Digest
 from blobtee.testing import images
@@ -324,9 +324,13 @@ def test_paths_that_would_take_days_to_follow_are_refused(monkeypatch: pytest.Mo
     deep = "d/" * 100
     hostile = [put for n in range(50) for put in (f(f"{deep}{n}"), s(f"l{n}", "x"))]
     assert len(list(tree(hostile, hostile).walk())) == 200
-    monkeypatch.setattr(view, "MAX_STEPS", 100_000)
+    monkeypatch.setattr(index, "MAX_STEPS", 100_000)
     with pytest.raises(TooLarge):
         list(tree(hostile, hostile).walk())
+    small = hostile[:4]
+    assert len(list(tree(*[small] * 2).walk())) == 104
+    with pytest.raises(TooLarge):  # a manifest may name it as often as it likes
+        list(tree(*[small] * 30).walk())
 
 
 def test_a_hard_link_in_each_of_many_layers_is_followed_to_the_base() -> None:
