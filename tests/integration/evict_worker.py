@@ -19,10 +19,14 @@ from blobtee import transfer
 from blobtee.cache import CacheManager
 from blobtee.content import LocalStore
 from blobtee.oci import Compressed
+from blobtee.plugin.known import KnownBlobs
+from blobtee.plugin.limiting import Limiter
+from blobtee.plugin.metrics import Metrics
 from blobtee.registry import Registry
 from blobtee.tee.map import CHUNK
 from blobtee.testing import image, layer
 from blobtee.transfer.evicting import shrink
+from blobtee.transfer.obtaining import HASTY, Obtaining
 from tests.integration.tenant_crash_worker import CALLS, die_at
 
 SOURCE = image(
@@ -53,6 +57,20 @@ def crash(roots: Path) -> None:
 def make_room(root: Path, name: str) -> int:
     with LocalStore(root) as store:
         return len(shrink(store, 0).blobs)
+
+
+def keep_below(root: Path, name: str) -> int:
+    """As a server with a limit does; of these limits there are several."""
+    limit = random.choice([0, 1 << 20, 3 << 20])
+    with LocalStore(root) as store, Registry(settings=HASTY) as registry:
+        known = KnownBlobs(store)
+        limiter = Limiter(store, limit, known, Metrics(), Obtaining(registry), spare=random.choice([0, 0.05]))
+        went = 0
+        for _ in range(5):
+            shrunk = limiter.look()
+            went += len(shrunk.blobs) if shrunk is not None else 0
+            time.sleep(random.random() / 20)
+    return went
 
 
 def collect(root: Path, name: str) -> int:
@@ -89,7 +107,7 @@ def pull(root: Path, name: str) -> int:
     return 1
 
 
-WORK = {each.__name__: each for each in (make_room, collect, read, unlazy, pull)}
+WORK = {each.__name__: each for each in (make_room, keep_below, collect, read, unlazy, pull)}
 
 
 def main(work: str, root: str, name: str = "", seconds: str = "0") -> None:
@@ -100,7 +118,7 @@ def main(work: str, root: str, name: str = "", seconds: str = "0") -> None:
     deadline = time.monotonic() + float(seconds)
     while time.monotonic() < deadline:
         done += WORK[work](Path(root), name)
-        if work != make_room.__name__:
+        if work not in (make_room.__name__, keep_below.__name__):
             time.sleep(random.random() / 10)  # else there is hardly a moment in which nobody has the image open
     print(done)
 

@@ -3,8 +3,11 @@ nothing is lost, and what went comes again."""
 
 from __future__ import annotations
 
+import os
+import random
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +20,9 @@ from blobtee.content import LocalStore
 from blobtee.registry import Registry
 from blobtee.tee import digests
 from blobtee.tee.map import CHUNK
-from blobtee.testing import MemoryRegistry
-from blobtee.transfer.evicting import shrink
+from blobtee.testing import Answer, MemoryRegistry, Request
+from blobtee.transfer.evicting import shrink, usage
+from blobtee.transfer.obtaining import HASTY, Obtaining
 from tests.integration.evict_worker import SOURCE, WORK
 
 REPOSITORY = Path(__file__).parents[2]
@@ -88,7 +92,7 @@ def test_beside_collecting_reading_filling_and_pulling_by_other_processes(
     root = tmp_path / "store"
     with LocalStore(root) as store, Registry() as registry:
         transfer.pull(name, store, registry=registry).close()
-    works = ["make_room", "read", *WORK]
+    works = ["make_room", "read", *WORK.keys() - {"keep_below"}]
     processes = [start(work, str(root), name, "6") for work in works]
     done: Counter[str] = Counter()
     for work, process in zip(works, processes, strict=True):
@@ -100,3 +104,72 @@ def test_beside_collecting_reading_filling_and_pulling_by_other_processes(
         for digest, layer in LAYERS.items():
             with store.reader_at(layer.descriptor) as reader:
                 assert reader.read_at(0, layer.descriptor.size) == layer.data, digest
+
+
+STRESS = float(os.environ.get("BLOBTEE_EVICT_STRESS", "8"))
+"""Seconds."""
+
+
+@pytest.mark.timeout(3600)
+def test_killed_again_and_again_beside_a_registry_that_has_lost_a_layer_and_chokes(
+    server: MemoryRegistry, tmp_path: Path
+) -> None:
+    """What it lost is only here, and may not go, whoever makes room and is killed at it; all else comes again."""
+    name = SOURCE.push(server, "team/app")
+    lost = min(LAYERS.values(), key=lambda layer: layer.descriptor.size)
+    root = tmp_path / "store"
+    draw = random.Random(int(os.environ.get("BLOBTEE_EVICT_SEED", "1")))
+
+    def choke(request: Request) -> Answer | None:
+        if request.method != "HEAD" or request.kind != "blob" or draw.random() < 0.7:
+            return None
+        return draw.choice(
+            [
+                Answer(status=500),
+                Answer(status=429, headers={"Retry-After": "99999"}),
+                Answer(status=401),
+                Answer(status=404),
+                Answer(delay=0.3),
+                Answer(headers={"Content-Length": "1"}),
+                Answer(headers={"Docker-Content-Digest": f"sha256:{'0' * 64}"}),
+                Answer(cut=0, status=307, headers={"Location": request.target}),
+            ]
+        )
+
+    with LocalStore(root) as store, Registry() as registry:
+        transfer.pull(name, store, registry=registry).close()
+    server.remove_blob(lost.descriptor.digest)
+    server.fault(choke)
+    works = ["keep_below", "keep_below", "read", "unlazy", "collect", "pull"]
+    deadline = time.monotonic() + STRESS
+    running = {number: start(work, str(root), name, "1000") for number, work in enumerate(works)}
+    kills = 0
+    try:
+        while time.monotonic() < deadline:
+            time.sleep(draw.uniform(0.2, 1.5))
+            number = draw.randrange(len(works))
+            assert running[number].poll() is None, running[number].communicate()[1][-3000:]
+            running[number].kill()
+            running[number].communicate()
+            running[number] = start(works[number], str(root), name, "1000")
+            kills += 1
+            path = root / "blobs" / "sha256" / lost.descriptor.digest.hex
+            assert path.read_bytes() == lost.data
+        for process in running.values():
+            assert process.poll() is None, process.communicate()[1][-3000:]
+    finally:
+        for process in running.values():
+            process.kill()
+            process.communicate()
+    assert kills > 3
+    server.faults.clear()
+    with LocalStore(root) as store, Registry() as registry:
+        assert transfer.verify(store).good
+        transfer.pull(name, store, registry=registry).close()
+        for digest, layer in LAYERS.items():
+            with store.reader_at(layer.descriptor) as reader:
+                assert reader.read_at(0, layer.descriptor.size) == layer.data, digest
+        with registry.with_settings(HASTY) as hasty:
+            done = shrink(store, 0, obtaining=Obtaining(hasty))
+        assert done.blobs.keys() == LAYERS.keys() - {lost.descriptor.digest}
+        assert done.after == usage(store)
