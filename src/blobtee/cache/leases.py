@@ -185,16 +185,6 @@ class Leases:
                     self._insert(held.lease, owner=held.owner)
                 self.add(held.lease.id, resources, kind=kind)
 
-    def adopt(self, lease_id: str) -> None:
-        """The lease of the context takes over what `lease_id` holds, which is dropped. Without one, it is kept."""
-        held = _current.get()
-        if held is None or held.lease.id == lease_id:
-            return
-        with self._database.transaction():
-            for kind, resource in self.resources(lease_id):
-                self.protect([resource], kind=kind)
-            self.delete(lease_id)
-
     @contextmanager
     def hold(self, *, fresh: bool = False) -> Iterator[str]:
         """Run the block under the lease of the context, or under a temporary one that is dropped at its end,

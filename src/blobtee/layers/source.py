@@ -34,9 +34,6 @@ _KINDS = {stat.S_IFLNK: b"2", stat.S_IFCHR: b"3", stat.S_IFBLK: b"4", stat.S_IFI
 _DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
 _ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 
-# What something gives that is no longer there, or no longer what it was.
-_CHANGED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.ENODATA, errno.EISDIR, errno.ENXIO)
-
 _logger = logging.getLogger(__name__)
 
 Xattrs = dict[bytes, bytes]

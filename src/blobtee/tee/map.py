@@ -78,8 +78,6 @@ class Map:
         except BaseException:
             os.close(fd)
             raise
-        self.live = _LIVE
-        """Where LIVE begins in `bytes`."""
         self._durable = _LIVE + self.chunks
         self._crcs = self._durable + self.chunks
         try:

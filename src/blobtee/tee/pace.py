@@ -36,11 +36,6 @@ class Pace:
         """Bytes that come in the time of a round trip, within the bounds."""
         return int(min(max(self._answer * self._rate, GAP_MIN), GAP_MAX))
 
-    @property
-    def rate(self) -> float:
-        """Bytes a second that one connection brings; 0 when nothing was seen yet."""
-        return self._rate
-
     def answered(self, seconds: float) -> None:
         """From a request to the beginning of its answer."""
         with self._lock:

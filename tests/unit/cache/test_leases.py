@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from blobtee.cache import CacheManager, Leases
-from blobtee.cache.leases import CONTENT, TEMPORARY, current_lease
+from blobtee.cache.leases import CONTENT, current_lease
 from blobtee.content import MemoryStore
 from blobtee.errors import AlreadyExists, InvalidArgument, NotFound
 
@@ -74,25 +74,6 @@ def test_a_lease_that_is_not_there_cannot_be_used(leases: Leases) -> None:
         with pytest.raises(NotFound):  # rather than work that believes itself safe
             leases.protect(["sha256:a"])
     assert leases.all() == []
-
-
-def test_the_lease_of_the_context_adopts_what_another_holds(leases: Leases) -> None:
-    leases.create("flight")
-    leases.add("flight", ["sha256:a", "sha256:b"])
-    with leases.hold() as mine:
-        leases.adopt("flight")
-        assert [(lease.id, lease.labels) for lease in leases.all()] == [(mine, {TEMPORARY: "true"})]
-        assert leases.resources(mine) == [(CONTENT, "sha256:a"), (CONTENT, "sha256:b")]
-        leases.adopt(mine)
-        assert len(leases.resources(mine)) == 2
-    assert leases.all() == []
-
-
-def test_without_a_lease_to_adopt_it_the_other_stays(leases: Leases) -> None:
-    leases.create("flight")
-    leases.add("flight", ["sha256:a"])
-    leases.adopt("flight")
-    assert leases.resources("flight") == [(CONTENT, "sha256:a")]
 
 
 def test_what_is_held_of_some_digests_and_what_is_followed(leases: Leases) -> None:

@@ -349,9 +349,7 @@ def test_temporary_leases_are_there_only_while_something_is_protected(store: Mem
         assert lease.expires_at == lease.created_at + 3600 * 10**9
         with leases.hold() as inner:
             assert inner == outer
-            leases.ensure("flight")
-            leases.add("flight", ["sha256:y"])
-            leases.adopt("flight")
+            leases.protect(["sha256:y"])
         assert leases.resources(outer) == [("content", "sha256:x"), ("content", "sha256:y")]
     assert leases.all() == []
     leases.protect(["sha256:z"])
