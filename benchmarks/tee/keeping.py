@@ -13,7 +13,7 @@ from benchmarks.tee.rows import Row, count, mebibytes
 from blobtee.content import LocalStore, Trust
 from blobtee.oci import Descriptor
 from blobtee.tee import Tee, digests, source_of
-from blobtee.tee.engine import _BUFFER
+from blobtee.tee.engine import BUFFER
 from blobtee.tee.filling import CONNECTIONS, PART
 from blobtee.tee.map import CHUNK, chunks_of
 from blobtee.tee.partial import CHECKPOINT_NBYTES, CHECKPOINT_SECONDS
@@ -86,7 +86,7 @@ def waste(rig: Rig, folder: Path, desc: Descriptor, *, rate: float | None, reboo
 
 def kills(rig: Rig, folder: Path, size: int) -> Iterator[Row]:
     killed = waste(rig, folder / "kill", rig.blob(size, seed=31), rate=LIMITED, rebooted=False)
-    most = CONNECTIONS * _BUFFER
+    most = CONNECTIONS * BUFFER
     yield Row(
         "fetched again after kill -9",
         f"<= {mebibytes(most)}, what {CONNECTIONS} connections hold",

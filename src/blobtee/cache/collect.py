@@ -25,7 +25,7 @@ from blobtee.cache.marking import Marking
 from blobtee.cache.records import Record
 from blobtee.content import LocalStore
 from blobtee.content.layout import Layout
-from blobtee.errors import InvalidArgument, NotFound, RefLocked
+from blobtee.errors import InvalidArgument, RefLocked
 from blobtee.oci import Digest
 from blobtee.seeking import kept
 from blobtee.tasks import check
@@ -107,6 +107,7 @@ class _Survey:
         self._manager = manager
         self._now = time.time_ns()
         self._grace = int(min(grace, 1 << 32) * 1_000_000_000)
+        self._longer_grace = max(self._grace, int(INGEST_GRACE_SECONDS * 1_000_000_000)) if self._grace else 0
         store = manager.store
         layout = getattr(store, "layout", None)
         self._layout = layout if isinstance(layout, Layout) else None
@@ -178,25 +179,23 @@ class _Survey:
         return kept
 
     def _ingests(self) -> dict[str, int]:
-        grace = max(self._grace, int(INGEST_GRACE_SECONDS * 1_000_000_000)) if self._grace else 0
         store = self._manager.store
         return {
             status.ref: status.offset
             for status in store.statuses()
-            if not self._is_young(status.updated_at, grace) and not store.is_locked(status.ref)
+            if not self._is_young(status.updated_at, self._longer_grace) and not store.is_locked(status.ref)
         }
 
     def _partials(self) -> dict[Digest, int]:
         store = self._manager.store
         if not isinstance(store, LocalStore):
             return {}
-        grace = max(self._grace, int(INGEST_GRACE_SECONDS * 1_000_000_000)) if self._grace else 0
         # What is left of one whose blob is here is of no use, whoever needs the blob.
         wanted = self.needed - self.marking.blobs.keys()
         return {
             partial.digest: partial.nbytes
             for partial in leftovers.leftovers(store.root)
-            if partial.digest not in wanted and not self._is_young(partial.used_at, grace)
+            if partial.digest not in wanted and not self._is_young(partial.used_at, self._longer_grace)
         }
 
     def _is_young(self, since: int, grace: int | None = None) -> bool:
@@ -305,12 +304,7 @@ class _Sweep:
                     claimed.append(record_id)
                     if manager.records.children(record_id):
                         continue
-                    manager.leases.delete(variants_lease(record_id))
-                    manager.leases.delete(record_id)
-                    with suppress(NotFound):
-                        snapshot_id = manager.records.get(record_id).snapshot_id
-                        manager.records.remove(record_id)
-                        manager.snapshots.remove_unused(snapshot_id)
+                    if manager.forget(record_id):
                         gone.append(record_id)
             self._done.records += gone
         finally:

@@ -23,7 +23,9 @@ from blobtee.oci.times import from_rfc3339 as from_rfc3339
 
 CREATED_AT = "buildkit/createdat"
 SOURCE = "containerd.io/distribution.source."
-LINK = "containerd.io/gc.ref.content.blob-"
+GC_LINK = "containerd.io/gc.ref.content"
+"""containerd's labels for "as long as this stays, that does": the key, perhaps with `.` and a name after it."""
+LINK = f"{GC_LINK}.blob-"
 MEDIA_TYPE = "buildkit.io/blob/mediatype"
 ANNOTATION = "buildkit.io/blob/annotation."
 IS_ESTARGZ = "buildkit.io/compression/estargz"

@@ -209,12 +209,20 @@ class CacheManager:
             children = self.records.children(ref_id)
             if children:
                 raise FailedPrecondition(f"ref {ref_id} has {len(children)} refs built on it")
-            self.leases.delete(variants_lease(ref_id))
-            self.leases.delete(ref_id)
-            with suppress(NotFound):
-                snapshot_id = self.records.get(ref_id).snapshot_id
-                self.records.remove(ref_id)
-                self.snapshots.remove_unused(snapshot_id)
+            self.forget(ref_id)
+
+    def forget(self, ref_id: str) -> bool:
+        """The record goes, and its leases, in the transaction of whoever has seen that nobody needs it; False when
+        there was none."""
+        self.leases.delete(variants_lease(ref_id))
+        self.leases.delete(ref_id)
+        try:
+            snapshot_id = self.records.get(ref_id).snapshot_id
+        except NotFound:
+            return False
+        self.records.remove(ref_id)
+        self.snapshots.remove_unused(snapshot_id)
+        return True
 
     def collect(self, *, dry_run: bool = False, grace: float = GRACE_SECONDS) -> Collected:
         """Remove what nothing needs any more (`collecting`): refs, leases, blobs, partial blobs. See `Collected`.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from blobtee.cache.labels import GC_LINK
 from blobtee.content import LocalStore
 from blobtee.content.api import Store
 from blobtee.content.digester import digest_of, digester
@@ -14,9 +15,6 @@ from blobtee.errors import DataLoss, InvalidArgument, InvalidDocument, NotFound,
 from blobtee.oci import Descriptor, Digest, Index, Manifest, mediatypes, parse_document
 from blobtee.oci.documents import MAX_DOCUMENT
 from blobtee.tasks import check
-
-_LINKS = "containerd.io/gc.ref.content"
-"""containerd's labels for "as long as this stays, that does": the key, perhaps with `.` and a name after it."""
 
 _ROOT = "containerd.io/gc.root"
 _DOCUMENTS = mediatypes.INDEXES | mediatypes.MANIFESTS
@@ -140,7 +138,7 @@ class Marking:
 
 
 def _links(labels: Mapping[str, str]) -> tuple[Digest, ...]:
-    found = (_digest(value) for key, value in labels.items() if key == _LINKS or key.startswith((f"{_LINKS}.",)))
+    found = (_digest(value) for key, value in labels.items() if key == GC_LINK or key.startswith(f"{GC_LINK}."))
     return tuple(digest for digest in found if digest is not None)
 
 

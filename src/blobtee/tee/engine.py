@@ -26,7 +26,9 @@ from blobtee.tee.source import Source, Stream
 
 _logger = logging.getLogger(__name__)
 
-_BUFFER = 1 << 20
+BUFFER = 1 << 20
+"""Bytes of the buffers that a `Sink` gets and gives, but for a blob of less."""
+
 _PATIENCE = 0.2
 """Seconds that a reader waits for a fill to come to what he wants, rather than asking for it apart."""
 
@@ -370,7 +372,7 @@ class Engine:
         self, own: list[Fetch], stream: Stream, sink: Sink | None, throttle: Callable[[int], None] | None
     ) -> None:
         size = self._partial.size
-        buffer = bytearray(min(_BUFFER, -(-(stream.end - stream.position) // CHUNK) * CHUNK))
+        buffer = bytearray(min(BUFFER, -(-(stream.end - stream.position) // CHUNK) * CHUNK))
         background = tasks.background()
         most = len(buffer) if background is None else background.piece
         base = stream.position

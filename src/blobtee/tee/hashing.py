@@ -9,11 +9,11 @@ from blobtee import tasks
 from blobtee.errors import InvalidArgument
 from blobtee.oci import Digest
 from blobtee.tee.digests import ChunkHasher
+from blobtee.tee.engine import BUFFER
 from blobtee.tee.map import CHUNK
 from blobtee.tee.partial import Partial, lost
 
 _SLOTS = 4
-_PIECE = 1 << 20
 
 
 class Hasher:
@@ -53,7 +53,7 @@ class Hasher:
                 while not (self._spare or self._unmade or self._stopped):
                     self._changed.wait(0.1)
                     tasks.check()
-                if self._stopped or len(buffer) != _PIECE:
+                if self._stopped or len(buffer) != BUFFER:
                     return buffer
                 self._queue.append((buffer, nbytes))
                 self._promised += nbytes
@@ -63,7 +63,7 @@ class Hasher:
             finally:
                 self._coming = None
                 self._changed.notify_all()
-        return bytearray(_PIECE)
+        return bytearray(BUFFER)
 
     def woken(self) -> None:
         """Chunks have come, by somebody's doing."""
@@ -91,7 +91,7 @@ class Hasher:
             leave()
 
     def _run(self) -> None:
-        scratch = bytearray(_PIECE)
+        scratch = bytearray(BUFFER)
         while self._hasher.done < self._partial.size:
             with self._changed:
                 while not self._queue and not self._stopped and not self._ready():
@@ -129,7 +129,7 @@ class Hasher:
         partial = self._partial
         self.losses = partial.map.losses
         self._hasher = ChunkHasher(partial.digest.algorithm)
-        buffer = memoryview(bytearray(_PIECE))
+        buffer = memoryview(bytearray(BUFFER))
         while self._hasher.done < partial.size:
             if not (nbytes := self._ready()):
                 raise lost(partial.digest)
@@ -142,7 +142,7 @@ class Hasher:
         if self._coming is not None:
             return 0
         first = self._hasher.done // CHUNK
-        last = min(self._partial.chunks, first + _PIECE // CHUNK)
+        last = min(self._partial.chunks, first + BUFFER // CHUNK)
         end = self._partial.map.next_absent(first, last)
         if end == first or not self._partial.is_here(first, end):
             return 0

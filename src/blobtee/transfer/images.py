@@ -33,9 +33,6 @@ from blobtee.registry.fetcher import DocumentReader
 from blobtee.transfer.places import Documents, Source, select
 from blobtee.transfer.remote import opener
 
-GC = "containerd.io/gc.ref.content."
-"""Labels by which containerd's GC follows a document to what it names (containerd `core/images`, child labels)."""
-
 
 class NamedStore(MetadataStore, Protocol):
     """A store that keeps names of images."""
@@ -125,11 +122,11 @@ class Raw:
 
 
 def child_labels(document: Manifest | Index) -> dict[str, str]:
-    """What keeps a document's children from containerd's GC."""
+    """What keeps a document's children from containerd's GC (containerd `core/images`, child labels)."""
     if isinstance(document, Index):
-        return {f"{GC}m.{number}": member.digest for number, member in enumerate(document.manifests)}
-    layers = {f"{GC}l.{number}": layer.digest for number, layer in enumerate(document.layers)}
-    return {f"{GC}config": document.config.digest, **layers}
+        return {f"{cache_labels.GC_LINK}.m.{number}": member.digest for number, member in enumerate(document.manifests)}
+    layers = {f"{cache_labels.GC_LINK}.l.{number}": layer.digest for number, layer in enumerate(document.layers)}
+    return {f"{cache_labels.GC_LINK}.config": document.config.digest, **layers}
 
 
 def check_image(manifest: Manifest) -> None:

@@ -19,13 +19,13 @@ REFERENCE_DIGEST = "vnd.docker.reference.digest"
 
 _STALE = (
     "containerd.io/snapshot/",
-    "containerd.io/uncompressed",
+    cache_labels.UNCOMPRESSED,
     "io.containers.estargz.",
     "io.github.containers.zstd-chunked.",
     "io.containers.zstd-chunked.",
     "dev.blobtee.index.",
 )
-_INTERNAL = ("containerd.io/uncompressed", "containerd.io/distribution.source.", "buildkit/")
+_INTERNAL = (cache_labels.UNCOMPRESSED, cache_labels.SOURCE, "buildkit/")
 
 
 @dataclass(frozen=True)
