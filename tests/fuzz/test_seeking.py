@@ -15,6 +15,9 @@ import json
 import os
 import random
 import struct
+import tempfile
+import zlib
+from pathlib import Path
 
 import pytest
 import zstandard
@@ -28,9 +31,9 @@ from blobtee.errors import BlobteeError, CorruptData, DigestMismatch, TooLarge
 from blobtee.image import Tree
 from blobtee.layers import EntryType, entries
 from blobtee.layers.entry import normalise
-from blobtee.oci import Compressed, mediatypes
+from blobtee.oci import Compressed, Descriptor, Digest, mediatypes
 from blobtee.oci.annotations import INDEX_DIGEST, INDEX_POSITION
-from blobtee.seeking import Contents, listing, tables, toc, whole
+from blobtee.seeking import Contents, kept, listing, tables, toc, whole
 from tests.fuzz.test_tar import INTERESTING
 from tests.unit.seeking import blobs
 from tests.unit.seeking.blobs import GZIP, ZSTD, Blob
@@ -348,6 +351,93 @@ def test_a_whole_layer_is_what_an_ordinary_decoder_says_or_an_error(kind: str) -
                     assert file.readall() == content
 
     trial()
+
+
+@pytest.mark.slow
+def test_gzip_of_any_members_is_read_as_it_is_unpacked() -> None:
+    """Members with names, comments, checksums of the header, extra fields that lie about the length, empty ones."""
+    flags = st.lists(st.sampled_from([2, 4, 8, 16]), max_size=3).map(lambda bits: sum(set(bits)))
+    sizes = st.sampled_from([None, 0, -1, 1, 28, 1 << 20, (1 << 32) - 1])
+    members = st.lists(
+        st.tuples(st.integers(0, 120_000), flags, sizes, st.sampled_from([0, 0, 1, 6]), st.booleans()), max_size=6
+    )
+
+    @settings(SETTINGS, max_examples=max(1, CASES // 2))
+    @given(members, st.integers(0, 3000))
+    def trial(told: list[tuple[int, int, int | None, int, bool]], zeros: int) -> None:
+        blob, position = b"", 0
+        for nbytes, bits, off, level, stated in [*told, (len(TAR), 0, None, 1, False)]:
+            piece = TAR[position : position + nbytes]
+            position += len(piece)
+            blob += a_member(piece, bits, level, off if stated else None)
+        same_as_unpacked(blob + bytes(zeros), GZIP)
+
+    trial()
+
+
+def a_member(piece: bytes, bits: int, level: int, off: int | None) -> bytes:
+    """A gzip member with the header's fields that `bits` name; `off`: it says that it is so much longer than it is."""
+    deflate = zlib.compressobj(level, zlib.DEFLATED, -15)
+    body = deflate.compress(piece) + deflate.flush()
+    head = b"\x1f\x8b\x08" + bytes([bits | 4 * (off is not None)]) + bytes(5) + b"\xff"
+    if off is not None:
+        head += b"\x08\x00MZ\x04\x00" + struct.pack("<I", (len(body) + off) % (1 << 32))
+    elif bits & 4:
+        head += b"\x05\x00BTabc"
+    head += b"name\0" if bits & 8 else b""
+    head += b"comment\0" if bits & 16 else b""
+    head += struct.pack("<H", zlib.crc32(head) & 0xFFFF) if bits & 2 else b""
+    return head + body + struct.pack("<II", zlib.crc32(piece), len(piece))
+
+
+@pytest.mark.slow
+def test_zstd_with_any_seek_table_is_read_as_it_is_unpacked() -> None:
+    frames = st.lists(st.tuples(st.integers(0, 120_000), st.booleans(), st.integers(0, 3)), max_size=5)
+    lies = st.lists(
+        st.tuples(st.integers(0, 9), st.integers(0, 1), st.sampled_from([0, 1, -1, 8, 1 << 31])), max_size=2
+    )
+
+    @settings(SETTINGS, max_examples=max(1, CASES // 2))
+    @given(frames, lies, st.booleans(), st.sampled_from([0, 0, 1, -1]), st.booleans())
+    def trial(
+        told: list[tuple[int, bool, int]], lies: list[tuple[int, int, int]], joined: bool, off: int, digests: bool
+    ) -> None:
+        blob, position = b"", 0
+        rows: list[list[int]] = []
+        for nbytes, sized, skipped in [*told, (len(TAR), True, 0)]:
+            piece = TAR[position : position + nbytes]
+            position += len(piece)
+            parameters = zstandard.ZstdCompressionParameters.from_level(1, write_content_size=sized)
+            frame = zstandard.ZstdCompressor(compression_params=parameters).compress(piece)
+            extra = b"".join(blobs.skippable(b"x" * n) for n in range(skipped))
+            blob += frame + extra
+            rows += [[len(frame), len(piece)]] + [[8 + n, 0] for n in range(skipped)]
+        if joined and len(rows) > 1:
+            (a, b), (c, d) = rows[:2]
+            rows[:2] = [[a + c, b + d]]
+        for number, column, by in lies:
+            rows[number % len(rows)][column] = (rows[number % len(rows)][column] + by) % (1 << 32)
+        entry = b"".join(struct.pack("<II", *row) + b"sums" * digests for row in rows)
+        table = entry + struct.pack("<IBI", (len(rows) + off) % (1 << 32), 0x80 * digests, 0x8F92EAB1)
+        same_as_unpacked(blob + struct.pack("<II", 0x184D2A5E, len(table)) + table, ZSTD)
+
+    trial()
+
+
+def same_as_unpacked(blob: bytes, media_type: str) -> None:
+    """`blob` is `TAR` packed somehow: its files are there, also by what is kept of it."""
+    reader = CountingReader(blob)
+    contents = whole.contents(reader, media_type, lambda found: (entry.detached() for entry in found))
+    desc = Descriptor(media_type, Digest.of(blob), len(blob))
+    with tempfile.TemporaryDirectory() as root:
+        assert kept.keep(Path(root), desc, contents)
+        again = kept.load(Path(root), desc)
+    assert again is not None
+    for found in (contents, again):
+        files = {entry.path: entry for entry in found.entries}
+        for path, data in FILES.items():
+            with found.open(reader, files[path]) as file:
+                assert file.readall() == data
 
 
 @pytest.mark.slow

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from blobtee.errors import TooLarge
 from blobtee.layers import Entry, EntryType, whiteout
-from blobtee.seeking import MAX_EXTRAS
 
 MAX_ENTRIES = 1_000_000
 """Entries of one layer that are kept in memory."""
 
-MAX_NAME_NBYTES = 256 << 20
-"""Bytes of all paths, link targets and extended attributes of one layer that are kept."""
-
+MAX_LAYER_NBYTES = 1 << 30
+"""Bytes of memory, about, that the entries of one layer take."""
 
 MAX_PLACES = 2 * MAX_ENTRIES
 """Paths of one layer that are kept: those of its entries, and the directories above them that it does not mention."""
@@ -101,13 +99,6 @@ class Budget:
         if self._steps < 0:
             raise TooLarge("paths that are too long to follow: deep directories, links or both")
 
-    def take_entry(self, entry: Entry) -> None:
-        nbytes = _ENTRY_NBYTES + len(entry.path) + len(entry.linkname)
-        if entry.xattrs or entry.sparse:
-            nbytes += sum(_EXTRA_NBYTES + len(key) + len(value) for key, value in entry.xattrs.items())
-            nbytes += _EXTRA_NBYTES * len(entry.sparse or ())
-        self.take(nbytes)
-
 
 class LayerIndex:
     """One layer as a tree of `Place`. Filled in the order of the tar; the last entry of a path wins."""
@@ -193,20 +184,25 @@ def parent(path: str) -> str:
     return path.rpartition("/")[0]
 
 
-def bounded(entries: Iterator[Entry]) -> Iterator[Entry]:
-    """The entries without their stream; `TooLarge` when they are more than memory should hold."""
-    nbytes = extras = 0
+def bounded(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The entries as they are; `TooLarge` when one layer's are more than memory should hold."""
+    nbytes = 0
     for count, entry in enumerate(entries, 1):
-        nbytes += len(entry.path) + len(entry.linkname)
-        nbytes += sum(len(key) + len(value) for key, value in entry.xattrs.items())
-        extras += len(entry.xattrs) + len(entry.sparse or ())
+        nbytes += _nbytes(entry)
         if count > MAX_ENTRIES:
             raise TooLarge(f"a layer of more than {MAX_ENTRIES} entries")
-        if extras > MAX_EXTRAS:
-            raise TooLarge(f"a layer of more than {MAX_EXTRAS} attributes and pieces between holes")
-        if nbytes > MAX_NAME_NBYTES:
-            raise TooLarge(f"a layer with more than {MAX_NAME_NBYTES} bytes of names")
-        yield entry.detached()
+        if nbytes > MAX_LAYER_NBYTES:
+            raise TooLarge(f"a layer whose names and attributes take more than {MAX_LAYER_NBYTES} bytes")
+        yield entry
+
+
+def _nbytes(entry: Entry) -> int:
+    """How much memory it takes, about."""
+    nbytes = _ENTRY_NBYTES + len(entry.path) + len(entry.linkname)
+    if entry.xattrs or entry.sparse:
+        nbytes += sum(_EXTRA_NBYTES + len(key) + len(value) for key, value in entry.xattrs.items())
+        nbytes += _EXTRA_NBYTES * len(entry.sparse or ())
+    return nbytes
 
 
 class Builder:
@@ -216,7 +212,7 @@ class Builder:
         self.index = LayerIndex(number, budget)
 
     def add(self, entry: Entry) -> None:
-        self.index.budget.take_entry(entry)
+        self.index.budget.take(_nbytes(entry))
         hides = whiteout(entry.path)
         if hides is not None:
             if hides.path is not None:

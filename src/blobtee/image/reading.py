@@ -66,8 +66,7 @@ class LayerReader:
         if self._shelf is None or (contents := self._shelf.load(self.desc)) is None:
             return None
         try:
-            for _ in bounded(iter(contents.entries)):
-                pass
+            _check(contents)
         except TooLarge:
             return None
         needs = Trust.RAW if contents.stream.proof is Trust.BLOB else Trust.BLOB
@@ -79,8 +78,7 @@ class LayerReader:
         try:
             with reader_at(self._provider, self.desc, Trust.RAW) as reader:
                 contents = tables.contents(self.desc, reader)
-            for _ in bounded(iter(contents.entries)):
-                pass
+            _check(contents)
         except tables.UNUSABLE:
             return None  # the layer itself is proven by another digest
         return Layer(self.desc, self._provider, contents, Trust.RAW)
@@ -89,11 +87,16 @@ class LayerReader:
         plain = layer_compression(self.desc.media_type) is Compressed.NONE
         needs = Trust.RAW if plain and self._trust is Trust.RAW else Trust.BLOB
         with reader_at(self._provider, self.desc, needs) as reader:
-            contents = whole.contents(reader, self.desc.media_type, _bounded)
+            contents = whole.contents(reader, self.desc.media_type, _taken)
         if self._shelf is not None and contents.told is Trust.BLOB:
             self._shelf.keep(self.desc, contents)
         return Layer(self.desc, self._provider, contents, needs)
 
 
-def _bounded(entries: Iterator[Entry]) -> Iterator[Entry]:
-    return bounded(entries)
+def _check(contents: Contents) -> None:
+    for _ in bounded(contents.entries):
+        pass
+
+
+def _taken(entries: Iterator[Entry]) -> Iterator[Entry]:
+    return (entry.detached() for entry in bounded(entries))

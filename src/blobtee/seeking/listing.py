@@ -72,8 +72,8 @@ class ListWriter:
         if any(not -(1 << 63) <= value < 1 << 63 for value in values) or any(b"\0" in text for text in texts):
             raise InvalidArgument(f"{entry.path[:100]}: an entry with numbers or names that no list can hold")
         self._types.append(_CODES[entry.type])
-        for column, value in zip(self._numbers, values, strict=True):
-            column.append(value)
+        for numbers, value in zip(self._numbers, values, strict=True):
+            numbers.append(value)
         for column_text, text in zip(self._texts, texts, strict=True):
             column_text += text + b"\0"
         self._end = entry.offset + stored_nbytes(entry)
@@ -89,7 +89,7 @@ class ListWriter:
 
     def to_bytes(self) -> bytes:
         """The list, not compressed."""
-        sections = [bytes(self._types), *(_little(column) for column in self._numbers), *map(bytes, self._texts)]
+        sections = [bytes(self._types), *map(packed_column, self._numbers), *map(bytes, self._texts)]
         sections.append(("[" + ",\n".join(self._more) + "]").encode("ascii"))
         head = _HEAD.pack(_MAGIC, len(self._types))
         return head + b"".join(part for section in sections for part in (_SECTION.pack(len(section)), section))
@@ -210,13 +210,19 @@ def _sections(data: memoryview, count: int) -> Sequence[memoryview]:
 
 
 def _numbers(section: memoryview, count: int) -> list[int]:
-    column = array("q")
-    column.frombytes(section)
-    if sys.byteorder == "big":
-        column.byteswap()
-    if len(column) != count:
+    found = column(section)
+    if len(found) != count:
         raise CorruptData("a list of entries with columns of different lengths")
-    return column.tolist()
+    return found.tolist()
+
+
+def column(data: memoryview) -> array[int]:
+    """Numbers of 8 bytes, little endian; `ValueError` when they are not whole."""
+    found = array("q")
+    found.frombytes(data)
+    if sys.byteorder == "big":
+        found.byteswap()
+    return found
 
 
 def _texts(section: memoryview, count: int) -> list[str]:
@@ -226,10 +232,11 @@ def _texts(section: memoryview, count: int) -> list[str]:
     return _text(data).split("\0")[:-1]
 
 
-def _little(column: array[int]) -> bytes:
+def packed_column(numbers: array[int]) -> bytes:
+    """What `column` reads."""
     if sys.byteorder == "little":
-        return column.tobytes()
-    swapped = column[:]
+        return numbers.tobytes()
+    swapped = numbers[:]
     swapped.byteswap()
     return swapped.tobytes()
 

@@ -7,7 +7,6 @@ frame, in gzip the extra fields of empty members. The manifest's annotations say
 from __future__ import annotations
 
 import struct
-import sys
 from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -54,14 +53,11 @@ def make(pieces: Sequence[tuple[int, int, bytes]], entries: listing.ListWriter, 
 
     The same input gives the same bytes, with one version of libzstd.
     """
-    holds = array("q", [piece[0] for piece in pieces])
-    takes = array("q", [piece[1] for piece in pieces])
-    if sys.byteorder == "big":
-        holds.byteswap()
-        takes.byteswap()
+    holds = listing.packed_column(array("q", [piece[0] for piece in pieces]))
+    takes = listing.packed_column(array("q", [piece[1] for piece in pieces]))
     digests = b"".join(piece[2] for piece in pieces)
     listed = entries.to_bytes()
-    index = _HEAD.pack(_MAGIC, len(pieces), len(listed)) + holds.tobytes() + takes.tobytes() + digests + listed
+    index = _HEAD.pack(_MAGIC, len(pieces), len(listed)) + holds + takes + digests + listed
     parameters = zstandard.ZstdCompressionParameters.from_level(_LEVEL, source_size=len(index), write_content_size=True)
     packed = zstandard.ZstdCompressor(compression_params=parameters).compress(index)
     data = _in_members(packed) if form is Compressed.GZIP else _SKIPPABLE.pack(_SKIPPABLE_MAGIC, len(packed)) + packed
@@ -144,7 +140,7 @@ def _parse(index: memoryview, blob_nbytes: int, form: Compressed) -> Contents:
     if magic != _MAGIC or len(index) != _HEAD.size + 2 * columns + DIGEST_NBYTES * count + listed_nbytes:
         raise CorruptData("an index that is none of ours, or of another version")
     at = _HEAD.size
-    holds, takes = (_column(index[at + k * columns : at + (k + 1) * columns]) for k in range(2))
+    holds, takes = (listing.column(index[at + k * columns : at + (k + 1) * columns]) for k in range(2))
     at += 2 * columns
     table = SpanTable(blob_nbytes)
     packed_at = 0
@@ -159,11 +155,3 @@ def _parse(index: memoryview, blob_nbytes: int, form: Compressed) -> Contents:
     at += DIGEST_NBYTES * count
     stream = Pieces(table, form, digests)
     return Contents(listing.load(index[at:], stream.size), stream, Trust.ATTESTED)
-
-
-def _column(data: memoryview) -> array[int]:
-    column = array("q")
-    column.frombytes(data)
-    if sys.byteorder == "big":
-        column.byteswap()
-    return column

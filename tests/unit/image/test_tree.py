@@ -281,7 +281,8 @@ def test_layers_with_too_many_entries_are_refused(monkeypatch: pytest.MonkeyPatc
     assert len(list(tree([f(str(n)) for n in range(3)]).walk())) == 3
     with pytest.raises(TooLarge):
         tree([f(str(n)) for n in range(4)]).lookup("1")
-    monkeypatch.setattr(index, "MAX_NAME_NBYTES", 3)
+    monkeypatch.setattr(index, "MAX_LAYER_NBYTES", 403)
+    assert tree([f("one")]).lookup("one").size == 0
     with pytest.raises(TooLarge):
         tree([f("long")]).lookup("1")
 
@@ -293,7 +294,7 @@ def test_layers_with_too_many_attributes_are_refused(monkeypatch: pytest.MonkeyP
         member.pax_headers = {f"SCHILY.xattr.user.{n}": "x" for n in range(4)}
         archive.addfile(member)
     assert len(tree(buffer.getvalue()).lookup("f").entry.xattrs) == 4
-    monkeypatch.setattr(index, "MAX_EXTRAS", 3)
+    monkeypatch.setattr(index, "MAX_LAYER_NBYTES", 800)
     with pytest.raises(TooLarge):
         tree(buffer.getvalue()).lookup("f")
 
