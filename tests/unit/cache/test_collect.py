@@ -33,12 +33,6 @@ def server() -> Iterator[MemoryRegistry]:
         yield running
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[LocalStore]:
-    with LocalStore(tmp_path / "store") as opened:
-        yield opened
-
-
 def collect(store: MetadataStore, *, grace: float = 0, dry_run: bool = False) -> Collected:
     return CacheManager(store).collect(dry_run=dry_run, grace=grace)
 

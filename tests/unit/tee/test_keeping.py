@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,12 +27,6 @@ from tests.unit.tee.support import Origin, chunks, desc_of, some_bytes
 
 DATA = some_bytes(chunks(30) + 77)
 DESC = desc_of(DATA)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[LocalStore]:
-    with LocalStore(tmp_path / "root") as store:
-        yield store
 
 
 def read(store: LocalStore, origin: Origin, *numbers: int, trust: Trust = Trust.RAW) -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,12 +31,6 @@ from tests.unit.tee.support import Origin, chunks, desc_of, some_bytes
 
 DATA = some_bytes(chunks(40) + 77)
 DESC = desc_of(DATA)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[LocalStore]:
-    with LocalStore(tmp_path / "root") as store:
-        yield store
 
 
 def folder(store: LocalStore) -> Path:

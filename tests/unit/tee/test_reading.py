@@ -9,7 +9,6 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,19 +32,6 @@ from tests.unit.tee.support import Origin, chunks, desc_of, some_bytes
 
 DATA = some_bytes(chunks(40) + 1000)
 DESC = desc_of(DATA)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[LocalStore]:
-    with LocalStore(tmp_path / "root") as store:
-        yield store
-
-
-@pytest.fixture
-def tee(store: LocalStore) -> Iterator[Tee]:
-    tee = Tee(store)
-    yield tee
-    tee.close()
 
 
 def test_a_raw_read_brings_the_chunks_it_needs_and_no_more(tee: Tee) -> None:

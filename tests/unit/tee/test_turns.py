@@ -48,19 +48,6 @@ class TrickleStream(OriginStream):
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[LocalStore]:
-    with LocalStore(tmp_path / "root") as store:
-        yield store
-
-
-@pytest.fixture
-def tee(store: LocalStore) -> Iterator[Tee]:
-    tee = Tee(store)
-    yield tee
-    tee.close()
-
-
-@pytest.fixture
 def other(store: LocalStore) -> Iterator[Tee]:
     tee = Tee(store)
     yield tee
