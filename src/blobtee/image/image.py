@@ -10,7 +10,7 @@ from blobtee.cache import LazyMultiProvider, Ref, RefConfig, Remote
 from blobtee.content import LocalStore, Store, Trust
 from blobtee.image.filling import Filling
 from blobtee.image.index import Node
-from blobtee.image.prefetch import Prefetched
+from blobtee.image.prefetch import Prefetched, several
 from blobtee.image.tree import ContentFile, Tree
 from blobtee.oci import Config, Descriptor, Manifest, Platform
 from blobtee.seeking.kept import Shelf
@@ -97,10 +97,10 @@ class Image:
 
         Whoever reads the same store goes first, in any process, and so does who waits for a whole layer. It takes at
         most `bandwidth` of the line (`tasks.bandwidth_of`), but for what somebody waits for. `InvalidArgument`: no such
-        bandwidth, or trust.
+        bandwidth, or trust; a single path.
         """
         rate = bandwidth_of(bandwidth)
-        filling = Filling(self.tree_of(trust), self.get_remote(), self.descriptor.digest, first, rest, rate)
+        filling = Filling(self.tree_of(trust), self.get_remote(), self.descriptor.digest, several(first), rest, rate)
         with self._lock:
             self._fillings.append(filling)
         return filling

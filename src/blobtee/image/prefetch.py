@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from blobtee.errors import NotFound
+from blobtee.errors import InvalidArgument, NotFound
 from blobtee.image.index import Node
 from blobtee.image.reading import Layer, LayerReader
 from blobtee.layers import Entry, EntryType
@@ -32,6 +32,13 @@ class Prefetched:
 
     nbytes: int
     missing: tuple[str, ...]
+
+
+def several(paths: Iterable[str]) -> Iterable[str]:
+    """`paths`; `InvalidArgument` for a single one, whose letters would be paths, `/` among them."""
+    if isinstance(paths, str):
+        raise InvalidArgument(f"paths are wanted, not one path: [{paths[:200]!r}]")
+    return paths
 
 
 def prefetch(

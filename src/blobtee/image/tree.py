@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from blobtee.content import PartialProvider, Provider, ReaderAt, Trust
 from blobtee.errors import Closed, CorruptData, InvalidArgument, TooLarge
 from blobtee.image.index import MAX_LAYERS, Budget, Builder, LayerIndex, Node, parts
-from blobtee.image.prefetch import Prefetched, prefetch
+from blobtee.image.prefetch import Prefetched, prefetch, several
 from blobtee.image.reading import LayerReader
 from blobtee.image.view import View, replay
 from blobtee.layers import Entry, EntryType
@@ -119,8 +119,8 @@ class Tree:
     def prefetch(self, paths: Iterable[str], moved: Callable[[int], object] = lambda nbytes: None) -> Prefetched:
         """Have the provider bring what the files at `paths` are made of, and those below directories, in this order but
         for what is near each other, which is asked for at once. A path that is not there is passed over; errors else as
-        for `lookup`. `moved` is told of bytes that have come, by any thread."""
-        return prefetch(self, self._readers, paths, moved)
+        for `lookup`; `InvalidArgument` for a single path. `moved` is told of bytes that have come, by any thread."""
+        return prefetch(self, self._readers, several(paths), moved)
 
     def _told(self) -> list[Trust]:
         """How far the lists of the layers opened so far are proven: any of them may have had a say in what is where."""

@@ -152,10 +152,10 @@ class Config(_Document):
         own = _history(self.json, len(self.diff_ids))
         settings = dict(_object(self.json, "config"))
         if entrypoint is not None:
-            settings["Entrypoint"] = list(entrypoint)
+            settings["Entrypoint"] = _words("an entrypoint", entrypoint)
             settings.pop("Cmd", None)
         if cmd is not None:
-            settings["Cmd"] = list(cmd)
+            settings["Cmd"] = _words("a command", cmd)
         if env:
             settings["Env"] = _merged_env(settings.get("Env"), env)
         if workdir is not None:
@@ -176,6 +176,13 @@ class Config(_Document):
                 }
             )
         )
+
+
+def _words(what: str, given: Sequence[str]) -> list[str]:
+    # A string is a sequence of strings too.
+    if isinstance(given, str) or not all(isinstance(word, str) for word in given):
+        raise InvalidArgument(f"{what} is a list of words, not {given!r:.80}")
+    return list(given)
 
 
 def parse_document(raw: bytes, media_type: str = "") -> Manifest | Index:

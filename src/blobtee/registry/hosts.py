@@ -66,6 +66,8 @@ class Hosts:
         https: Collection[str] = (),
         insecure: Collection[str] = (),
     ) -> None:
+        if any(isinstance(given, str) for given in (config_dirs, plain_http, https, insecure)):
+            raise InvalidArgument("folders and registries are given as lists, also a single one")
         self._folders = [Path(folder) for folder in config_dirs]
         self._plain = frozenset(plain_http)
         self._secure = frozenset(https)

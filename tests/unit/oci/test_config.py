@@ -33,6 +33,13 @@ def test_other_diff_ids_change_nothing_else() -> None:
     assert {**after.json, "rootfs": None} == {**before.json, "rootfs": None}
 
 
+@pytest.mark.parametrize("words", ["python main.py", ["python", 3], [b"python"]])
+@pytest.mark.parametrize("setting", ["cmd", "entrypoint"])
+def test_a_command_is_a_list_of_words(setting: str, words: Any) -> None:
+    with pytest.raises(InvalidArgument, match="is a list of words"):
+        config().extended([ONE], **{setting: words})
+
+
 def test_an_extended_configuration_tells_of_each_new_layer() -> None:
     base = config(history=[{"created_by": "first"}, {"created_by": "ENV", "empty_layer": True}], created="2020")
     made = base.extended([ONE, TWO, THREE], created=86_400, created_by="us")

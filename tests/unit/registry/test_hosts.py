@@ -55,6 +55,12 @@ def folder(root: Path, name: str, text: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize("option", ["config_dirs", "plain_http", "https", "insecure"])
+def test_a_single_name_is_not_taken_for_its_letters(option: str) -> None:
+    with pytest.raises(InvalidArgument, match="as lists"):
+        Hosts(**{option: "reg.example:5000"})
+
+
 def test_mirrors_come_in_the_order_of_the_file_and_the_server_last(tmp_path: Path) -> None:
     folder(
         tmp_path,

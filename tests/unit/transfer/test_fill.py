@@ -135,6 +135,16 @@ def test_no_such_bandwidth(client: Registry, store: LocalStore, name: str) -> No
         pulled.fill(bandwidth=1)
 
 
+def test_a_single_path_is_not_taken_for_its_letters(
+    server: MemoryRegistry, client: Registry, store: LocalStore, name: str
+) -> None:
+    with pull(name, store, lazy=True, registry=client) as pulled:
+        for bring in (pulled.fill, pulled.prefetch):
+            with pytest.raises(InvalidArgument, match="not one path"):
+                bring("/top/small")
+    assert not server.counters.sent["blob"], "`/` is everything"
+
+
 def test_an_image_without_layers_is_filled_already(server: MemoryRegistry, client: Registry, store: LocalStore) -> None:
     with pull(image([]).push(server, "team/empty"), store, lazy=True, registry=client) as pulled:
         filling = pulled.fill(["a"])
