@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
@@ -58,6 +59,29 @@ class Output:
         if not self.quiet:
             with contextlib.suppress(OSError):
                 print(text, file=sys.stderr)
+
+
+class _Notes(logging.Handler):
+    def __init__(self, output: Output) -> None:
+        super().__init__(logging.INFO)
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = "note" if record.levelno == logging.INFO else record.levelname.lower()
+        self._output.note(f"{kind}: {printable(record.getMessage())}")
+
+
+@contextlib.contextmanager
+def logging_to(output: Output) -> Iterator[None]:
+    """What the block's work logs are notes, too: else Python prints warnings as they are, whoever wants it quiet."""
+    logger = logging.getLogger("blobtee")
+    before = logger.handlers, logger.level, logger.propagate
+    logger.handlers = [*logger.handlers, _Notes(output)]
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.handlers, logger.level, logger.propagate = before
 
 
 @contextlib.contextmanager

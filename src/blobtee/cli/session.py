@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from blobtee.cli.errors import INTERRUPTED, Interrupted
-from blobtee.cli.output import Output
+from blobtee.cli.output import Output, logging_to
 from blobtee.cli.progress import STYLES, shown
 from blobtee.content import LocalStore
 from blobtee.errors import BlobteeError
@@ -211,7 +211,7 @@ def verb(*, remote: bool = False, hosts: bool = False) -> Callable[[_Callback], 
             session = Session(root, Output(as_json, quiet), "quiet" if quiet else progress, **remote_options)
 
             def work() -> int:
-                with shown(session.progress) as session.output.clear:
+                with shown(session.progress) as session.output.clear, logging_to(session.output):
                     return function(session, **given) or 0
 
             return interruptible(work)

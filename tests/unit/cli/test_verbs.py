@@ -195,6 +195,24 @@ def test_blobs_lists_what_is_there_and_filters(server: MemoryRegistry, run: Run)
     assert run("blobs", "digest==").status == 1
 
 
+def test_what_the_work_logs_is_a_note_like_others(server: MemoryRegistry, run: Run, tmp_path: Path) -> None:
+    source = image(FILES)
+    run("pull", source.push(server, "team/app"))
+    digest = source.layers[0].descriptor.digest
+    blob = tmp_path / "store" / "blobs" / "sha256" / digest.hex
+    for quiet in (False, True):
+        blob.chmod(0o600)
+        blob.write_bytes(bytes(len(source.layers[0].data)))
+        said = run("verify", "--repair", *(["--quiet"] if quiet else [])).err
+        assert ("" if quiet else f"warning: blob {digest} is damaged; set aside as ") in said
+        assert not quiet or not said
+    (tmp_path / "tree").mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "tree" / "s"))
+        result = run("layer", str(tmp_path / "tree"), "-o", str(tmp_path / "layer.tar"))
+    assert (result.status, result.err) == (0, "note: s: a socket is not part of a layer\n")
+
+
 def test_verify_finds_and_repairs(server: MemoryRegistry, run: Run, tmp_path: Path) -> None:
     source = image(FILES)
     name = source.push(server, "team/app")
