@@ -9,8 +9,8 @@
  * header and the place of a symbol: whoever resumes has the header read first, which makes the tables.
  *
  * Of the 32 KiB before a point only that is kept which the next 32 KiB refer to; nothing later can. To find it, these are
- * inflated twice more, with markers before them: byte i of the one window is the low half of i, of the other the high half.
- * Where both runs give what the stream gave, it came from the stream; elsewhere the two bytes say where it came from. */
+ * inflated once more, with markers before them: two bytes that follow each other do so at no other place of the markers. Two of
+ * them in what comes out say where they came from, as no match is shorter. */
 #include "gzip.h"
 #include "wide.h"
 
@@ -18,6 +18,7 @@
 #include <string.h>
 
 #define WINDOW_NBYTES BT_GZPOINT_WINDOW_NBYTES
+#define NOWHERE (WINDOW_NBYTES + 1)
 /* Compressed bytes for 32 KiB. More than that has useless blocks in it; then the rest of the window is kept as it is. */
 #define AFTER_NBYTES (40u << 10)
 /* The longest block header is 2,283 bits: 17, 19 * 3 for the code length code, and 316 lengths of 7 bits. */
@@ -50,7 +51,9 @@ struct marker {
     size_t follow_nbytes;
     uint8_t header_bytes[HEADER_NBYTES], after_bytes[AFTER_NBYTES], follow[WINDOW_NBYTES];
     struct inflate_state scratch;
-    uint8_t low[WINDOW_NBYTES], high[WINDOW_NBYTES], window[WINDOW_NBYTES + 1];
+    uint8_t markers[WINDOW_NBYTES], marked[WINDOW_NBYTES];
+    uint16_t places[WINDOW_NBYTES / 2];
+    uint8_t used[NOWHERE + 4]; /* of byte i of the window i + 1 */
 };
 
 static uint64_t low_bits(uint64_t value, unsigned nbits)
@@ -166,21 +169,81 @@ static size_t run(struct marker *m, const uint8_t *window, uint8_t *out)
     return m->follow_nbytes - d->avail_out;
 }
 
-/* Sets used[i] to 0xff for each byte of the point's window that the first `known` bytes after it come from. */
-static void find_used(const struct marker *m, size_t known, uint8_t used[WINDOW_NBYTES + 1])
+/* The markers, part by part: 0, then 0 before each greater byte; 1, then 1 before each greater byte; and so on. */
+static void write_markers(uint8_t out[WINDOW_NBYTES])
 {
-    const bt_gzpoint *point = &m->point;
+    size_t n = 0;
+    for (unsigned part = 0; n < WINDOW_NBYTES; part++)
+        for (unsigned i = 0; i < 511 - 2 * part && n < WINDOW_NBYTES; i++)
+            out[n++] = (uint8_t)(i % 2 == 0 ? part + i / 2 : part);
+}
 
-    /* What is the same three times is taken for the stream's own; these would be, and are kept in any case. */
-    for (size_t v = 0; (v << 8 | v) < point->window_nbytes; v++)
-        if (point->window[v << 8 | v] == v)
-            used[v << 8 | v] = 0xff;
-    for (size_t j = 0; j < known; j++) {
-        uint32_t low = m->low[j], high = m->high[j], here = m->follow[j];
-        uint32_t i = high << 8 | low, others = (low ^ here) | (high ^ here);
-        /* without a branch, which would often be guessed wrong */
-        uint32_t to = others != 0 && i < WINDOW_NBYTES ? i : WINDOW_NBYTES;
-        used[to] = 0xff;
+/* Where in the markers each two bytes are, the 1st and 2nd, the 3rd and 4th, and so on; for what is nowhere in them,
+ * WINDOW_NBYTES - 1 or more. In 16 bits, which compilers do many at a time. */
+static void find_places(const uint8_t *bytes, size_t npairs, uint16_t *places)
+{
+    for (size_t k = 0; k < npairs; k++) {
+        int16_t first = bytes[2 * k], second = bytes[2 * k + 1];
+        int16_t less = first < second ? first : second, greater = first < second ? second : first;
+        /* part p begins at p * (512 - p); its last byte is 255, before the next part's first */
+        uint16_t within = (uint16_t)(less * (512 - less) + 2 * (greater - less) - (first < second));
+        uint16_t between = (uint16_t)(second * (512 - second) - 1);
+        places[k] = first == 255 ? between : within;
+    }
+}
+
+#define ONES UINT64_C(0x0101010101010101)
+
+static uint64_t eight_at(const uint8_t *p)
+{
+    uint64_t bytes;
+    memcpy(&bytes, p, sizeof(bytes));
+    return bytes;
+}
+
+static uint32_t two_at(const uint8_t *p)
+{
+    uint16_t bytes;
+    memcpy(&bytes, p, sizeof(bytes));
+    return bytes;
+}
+
+/* That the window's bytes `at` and `at` + 1 are used, and so perhaps their neighbours. */
+static void set_used(struct marker *m, uint32_t at) { memset(m->used + at, 0xff, 4); }
+
+/* Finds what of the point's window the first `known` bytes after it come from, and may take a little more for used. Looks at
+ * every other pair of bytes, as no match is shorter than three. */
+static void find_used(struct marker *m, size_t known)
+{
+    const uint8_t *window = m->point.window;
+    uint32_t size = m->point.window_nbytes;
+
+    memset(m->used, 0, sizeof(m->used));
+    /* A match that goes on with what follows may have only one or two of the window. */
+    set_used(m, size - 1);
+    /* What looks like its markers is passed over below. */
+    for (uint32_t i = 0; i + 1 < size; i += 8) {
+        uint64_t differ = eight_at(window + i) ^ eight_at(m->markers + i);
+        if (((differ - ONES) & ~differ & 0x80 * ONES) == 0)
+            continue; /* none of the eight is zero */
+        for (uint32_t k = i; k < i + 8 && k + 1 < size; k++)
+            if (two_at(window + k) == two_at(m->markers + k))
+                set_used(m, k);
+    }
+    find_places(m->marked, known / 2, m->places);
+    for (size_t j = 0; j + 1 < known; j += 8) {
+        /* what is the same with markers before it comes from the stream */
+        if (j + 8 <= known && eight_at(m->marked + j) == eight_at(m->follow + j))
+            continue;
+        for (size_t k = j; k < j + 8 && k + 1 < known; k += 2) {
+            uint32_t at = m->places[k / 2];
+            /* without a branch, which would often be guessed wrong; and so that no compiler makes one of it */
+            uint32_t none = 0u - (at >= size - 1);
+            at &= ~none;
+            uint32_t differ = two_at(window + at) ^ two_at(m->follow + k);
+            none |= 0u - ((differ + 0xffff) >> 16);
+            set_used(m, (at & ~none) | (NOWHERE & none));
+        }
     }
 }
 
@@ -188,22 +251,13 @@ static void find_used(const struct marker *m, size_t known, uint8_t used[WINDOW_
 static void prune(struct marker *m, int ended)
 {
     bt_gzpoint *point = &m->point;
-    size_t size = point->window_nbytes, known;
-    uint8_t *used = m->window;
+    size_t size = point->window_nbytes, known = run(m, m->markers, m->marked);
+    uint8_t *used = m->used + 1;
 
-    for (size_t i = 0; i < size; i++)
-        m->window[i] = (uint8_t)i;
-    known = run(m, m->window, m->low);
-    for (size_t i = 0; i < size; i++)
-        m->window[i] = (uint8_t)(i >> 8);
-    if (run(m, m->window, m->high) < known)
-        known = 0;
-
-    memset(used, 0, sizeof(m->window));
-    find_used(m, known, used);
-    /* What was not looked at refers to no more than 32 KiB before itself. */
+    find_used(m, known);
+    /* What was not looked at refers to no more than 32 KiB before itself; nor do two bytes of a match that goes on in it. */
     if (known < WINDOW_NBYTES && !(ended && known == m->follow_nbytes)) {
-        size_t lost = known + size > WINDOW_NBYTES ? known + size - WINDOW_NBYTES : 0;
+        size_t lost = known + size > WINDOW_NBYTES + 2 ? known + size - WINDOW_NBYTES - 2 : 0;
         memset(used + lost, 0xff, size - lost);
     }
     for (size_t i = 0; i < size; i++)
@@ -417,6 +471,7 @@ int bt_inflate_mark(bt_inflater *z, uint64_t spacing_nbytes)
     } else {
         struct marker *m = z->marker;
         isal_inflate_init(&m->scratch);
+        write_markers(m->markers);
         m->spacing_nbytes = spacing_nbytes;
         m->header = (struct tape){.bytes = m->header_bytes, .room_nbytes = sizeof(m->header_bytes)};
         m->after = (struct tape){.bytes = m->after_bytes, .room_nbytes = sizeof(m->after_bytes)};

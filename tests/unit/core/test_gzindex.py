@@ -249,6 +249,42 @@ def test_windows_have_only_what_is_referred_to() -> None:
     assert all(len(point.window) - point.window.count(0) < 10 for point in points)
 
 
+MARKERS = b"".join(
+    bytes([part]) + b"".join(bytes([part, greater]) for greater in range(part + 1, 256)) for part in range(256)
+)[:32768]
+"""What `gzindex.c` puts before a part of the stream, to see what of it comes out."""
+
+
+def test_no_two_places_of_the_markers_have_the_same_two_bytes() -> None:
+    assert len({MARKERS[at : at + 2] for at in range(32767)}) == 32767
+
+
+@pytest.mark.parametrize("changed", [0, 3, 300, 32768])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_looks_like_its_markers_is_kept_where_it_is_referred_to(changed: int, seed: int) -> None:
+    """Windows that are the markers, but for some bytes, and behind each little else than short pieces of it."""
+    source = random.Random(seed)
+    deflater = zlib.compressobj(9, zlib.DEFLATED, 31, 9)
+    plain, packed = b"", b""
+    for _ in range(6):
+        window = bytearray(MARKERS)
+        for _ in range(changed):
+            window[source.randrange(32768)] = source.randrange(256)
+        # Matches that begin with the last byte of the window, or the last two, and go on behind it.
+        follow = bytearray(source.choice([window[-1:] * 9, (source.randbytes(1) + window[-2:]) * 5]))
+        while len(follow) < 32768:
+            at = source.randrange(len(follow), 32768)
+            follow += window[at : at + source.choice([3, 3, 4, 5, 9, 30])] + source.randbytes(source.randrange(3))
+        for part in (bytes(window), bytes(follow[:32768])):
+            plain += part
+            packed += deflater.compress(part) + deflater.flush(zlib.Z_SYNC_FLUSH)
+    packed += deflater.flush()
+    found, points = marked(packed, 32768)
+    assert found == plain
+    assert [point.at for point in points] == list(range(0, len(plain) + 1, 32768))
+    between(packed, plain, points)
+
+
 def test_the_end_is_checked_from_a_point_too() -> None:
     plain, packed = STREAMS["text, level 6"]
     _, points = marked(packed, 40_000)
