@@ -17,7 +17,7 @@ from itertools import groupby, islice
 
 from blobtee.content.database import Database
 from blobtee.content.labels import checked
-from blobtee.errors import AlreadyExists, InvalidArgument, NotFound
+from blobtee.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound
 from blobtee.tasks import shield
 
 TEMPORARY = "buildkit/lease.temporary"
@@ -168,7 +168,7 @@ class Leases:
     def all(self) -> list[Lease]:
         with self._database.reading() as connection:
             rows = connection.execute("SELECT id, created_at, expires_at, flat, labels FROM cache_leases ORDER BY id")
-            return [Lease(row[0], row[1], row[2], bool(row[3]), json.loads(row[4])) for row in rows.fetchall()]
+            return [_lease(*row) for row in rows.fetchall()]
 
     def delete(self, lease_id: str) -> None:
         """Drop the lease and its hold; one that is not there is no error."""
@@ -226,11 +226,11 @@ class Leases:
             ).fetchall()
         now = time.time_ns()
         result = []
-        for lease_id, of_one in groupby(rows, key=lambda row: str(row[0])):
+        for _, of_one in groupby(rows, key=lambda row: str(row[0])):
             found = list(of_one)
-            _, created_at, expires_at, flat, labels, owner = found[0][:6]
-            lease = Lease(lease_id, created_at, expires_at, bool(flat), json.loads(labels))
-            counts = _lives(owner) if owner else expires_at is None or expires_at > now
+            *said, owner = found[0][:6]
+            lease = _lease(*said)
+            counts = _lives(owner) if owner else lease.expires_at is None or lease.expires_at > now
             held = tuple(row[7] for row in found if row[6] == CONTENT)
             result.append(Holding(lease, counts, held))
         return result
@@ -262,6 +262,19 @@ class Leases:
                 "INSERT OR IGNORE INTO cache_leases VALUES (?, ?, ?, ?, ?, ?)",
                 (lease.id, lease.created_at, lease.expires_at, lease.flat, owner, json.dumps(dict(lease.labels))),
             )
+
+
+def _lease(lease_id: str, created_at: object, expires_at: object, flat: object, labels: object) -> Lease:
+    """A row of the table. `DataLoss`: it is none."""
+    try:
+        found = json.loads(labels)  # type: ignore[arg-type]
+        if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+            raise ValueError("its labels are no texts by name")
+        if not isinstance(created_at, int) or not (expires_at is None or isinstance(expires_at, int)):
+            raise ValueError("its times are no numbers")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataLoss(f"lease {lease_id!r:.80} cannot be read: {error}") from None
+    return Lease(lease_id, created_at, expires_at, bool(flat), found)
 
 
 def current_lease() -> str | None:

@@ -6,7 +6,7 @@ import json
 import sqlite3
 
 from blobtee.content.api import Info
-from blobtee.errors import DataLoss
+from blobtee.errors import DataLoss, InvalidDigest
 from blobtee.oci import Digest
 
 STEPS = (
@@ -45,7 +45,10 @@ class Record:
             raise DataLoss(f"the labels of blob {name} are no labels")
         if not (isinstance(size, int) and isinstance(created_at, int) and isinstance(updated_at, int)):
             raise DataLoss(f"size or times of blob {name} are no numbers")
-        self.info = Info(digest or Digest(name), size, created_at, updated_at, parsed)
+        try:
+            self.info = Info(digest or Digest(name), size, created_at, updated_at, parsed)
+        except (InvalidDigest, TypeError) as error:
+            raise DataLoss(f"a row of the metadata is of no blob: {error}") from None
         self.absence = absence
         self.quarantined = absence == BROKEN
 

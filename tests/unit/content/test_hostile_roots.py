@@ -159,6 +159,16 @@ def test_a_row_that_makes_no_sense_is_told(tmp_path: Path, column: str, value: A
         put(store, b"data")
 
 
+def test_a_row_of_no_blob_is_told(tmp_path: Path) -> None:
+    with LocalStore(tmp_path):
+        pass
+    for absence in (1, 2):
+        with closing(sqlite3.connect(tmp_path / "blobtee.db")) as connection, connection:
+            connection.execute("INSERT OR REPLACE INTO blobs VALUES ('sha256:zz', 1, 1, 1, '{}', ?)", (absence,))
+        with LocalStore(tmp_path) as store, pytest.raises(DataLoss, match="sha256:zz"):
+            (store.quarantined if absence == 1 else store.evicted)()
+
+
 # ---- quarantine, when the good blob does not arrive ----------------------------------------------------------------
 
 
