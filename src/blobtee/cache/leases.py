@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 
-from blobtee.content.database import Database
+from blobtee.content.database import Database, among
 from blobtee.content.labels import checked
 from blobtee.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound
 from blobtee.tasks import shield
@@ -154,9 +154,9 @@ class Leases:
         rest = iter(resources)
         with self._database.reading() as connection:
             while some := list(islice(rest, _AT_ONCE)):
-                marks = ",".join("?" * len(some))
+                marks, values = among(some)
                 query = f"SELECT lease, resource FROM cache_lease_resources WHERE type = ? AND resource IN ({marks})"
-                found.update(connection.execute(query, (kind, *some)).fetchall())
+                found.update(connection.execute(query, (kind, *values)).fetchall())
         return found
 
     def resources(self, lease_id: str) -> list[tuple[str, str]]:
@@ -238,9 +238,9 @@ class Leases:
     def held(self, digests: Sequence[str]) -> set[str]:
         """Those of `digests`, some hundreds at most, that any lease holds."""
         with self._database.reading() as connection:
-            marks = ",".join("?" * len(digests))
+            marks, values = among(digests)
             query = f"SELECT DISTINCT resource FROM cache_lease_resources WHERE type = ? AND resource IN ({marks})"
-            return {resource for (resource,) in connection.execute(query, (CONTENT, *digests)).fetchall()}
+            return {resource for (resource,) in connection.execute(query, (CONTENT, *values)).fetchall()}
 
     def followed(self) -> set[str]:
         """The digests that leases hold with all that is linked to them, which are those that are not flat."""

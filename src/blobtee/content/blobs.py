@@ -20,7 +20,7 @@ from pathlib import Path
 from blobtee.content import filters, lastuse, records
 from blobtee.content.api import Info
 from blobtee.content.arrivals import Arrival, Arrivals, Claim
-from blobtee.content.database import Database
+from blobtee.content.database import Database, among
 from blobtee.content.files import FileReader, os_errors, set_aside, sync_directory
 from blobtee.content.labels import checked, merged
 from blobtee.content.locks import Locks
@@ -122,10 +122,10 @@ class Blobs:
 
     def sizes(self, digests: Sequence[Digest]) -> dict[Digest, int]:
         """See `LocalStore.sizes`."""
-        marks = ",".join("?" * len(digests))
+        marks, values = among(digests)
         query = f"SELECT digest, size FROM blobs WHERE NOT quarantined AND digest IN ({marks})"
         with self._database.reading() as connection:
-            known: dict[str, int] = dict(connection.execute(query, digests).fetchall())
+            known: dict[str, int] = dict(connection.execute(query, values).fetchall())
         found = ((digest, self._stat(digest)) for digest in digests)
         return {
             digest: status.st_size
@@ -291,10 +291,10 @@ class Blobs:
                     yield entry.name
 
     def _page(self, digests: Sequence[Digest]) -> Iterator[Info]:
-        marks = ",".join("?" * len(digests))
+        marks, values = among(digests)
         query = f"SELECT {records.COLUMNS} FROM blobs WHERE digest IN ({marks})"
         with self._database.reading() as connection:
-            found = connection.execute(query, digests).fetchall()
+            found = connection.execute(query, values).fetchall()
         rows = {row[0]: row for row in found}
         for digest in digests:
             status = self._stat(digest)

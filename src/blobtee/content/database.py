@@ -383,6 +383,15 @@ class Database:
         return Internal(f"a statement on {self._what} failed: {error}")
 
 
+def among(values: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """What stands in the brackets of `IN (…)`, and the parameters for it, which are `values`, the last of them perhaps
+    more than once: SQLite keeps what it prepared of each text, and a text for each number of values would be hundreds,
+    with tens of KiB each, for every connection."""
+    rounded = 1 << max(0, len(values) - 1).bit_length()
+    padded = (*values, *(values[-1] for _ in range(rounded - len(values)) if values))
+    return ",".join("?" * len(padded)), padded
+
+
 class _Failed(Exception):
     """One of several works in a transaction has failed."""
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from blobtee.cache.leases import Leases
-from blobtee.content.database import Database
+from blobtee.content.database import Database, among
 from blobtee.content.labels import checked, merged
 from blobtee.errors import DataLoss, InvalidArgument, NotFound
 from blobtee.oci import Digest
@@ -170,9 +170,9 @@ class References:
     def orphans_of(self, digests: Sequence[str]) -> dict[str, int]:
         """As `orphans`, of those of `digests` alone, some hundreds at most."""
         with self._database.reading() as connection:
-            marks = ",".join("?" * len(digests))
+            marks, values = among(digests)
             query = f"SELECT digest, since FROM tenant_orphans WHERE digest IN ({marks})"
-            return dict(connection.execute(query, digests).fetchall())
+            return dict(connection.execute(query, values).fetchall())
 
     def settle(self, digests: Iterable[str]) -> None:
         """They are orphans no more: gone, or of use to somebody after all."""

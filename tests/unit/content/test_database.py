@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from blobtee.content import Database
+from blobtee.content.database import among
 from blobtee.errors import (
     Closed,
     DataLoss,
@@ -309,3 +310,15 @@ def test_commits_are_synced(tmp_path: Path) -> None:
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     database.close()
+
+
+def test_lists_of_any_length_are_asked_for_in_few_words() -> None:
+    """Each text of a statement stays prepared, on every connection."""
+    texts = set()
+    for count in range(301):
+        names = [f"name {number}" for number in range(count)]
+        marks, values = among(names)
+        assert marks.count("?") == len(values)
+        assert list(dict.fromkeys(values)) == names
+        texts.add(marks)
+    assert len(texts) <= 11
