@@ -6,10 +6,11 @@ import base64
 import binascii
 import logging
 import os
+import re
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 from blobtee.core.answers import Answers
 from blobtee.core.native import BYTES, fail, ffi, lib
@@ -22,6 +23,10 @@ _logger = logging.getLogger(__name__)
 
 _PLAIN = "".join(chr(c) for c in range(0x20, 0x7F) if c != ord("%"))
 """What grpc-message says as it is; the rest of its UTF-8 is percent-encoded (gRPC over HTTP2, Status-Message)."""
+
+_LONGEST_TEXT = 4 << 10
+"""Bytes of grpc-message: a client ends a call whose headers are too large (gRPC's C core from 8 KiB on) as one of
+`RESOURCE_EXHAUSTED`, and the code that was meant is lost."""
 
 _OK = lib.BT_OK
 _ENDED = lib.BT_H2_ENDED
@@ -221,9 +226,9 @@ class H2Call:
             _check(result, "read a file")
 
     def finish(self, code: int, text: str = "") -> None:
-        """End the call with gRPC's status `code`; nothing when it has ended."""
-        encoded = quote(text, safe=_PLAIN, errors="replace").encode("ascii") if text else ffi.NULL
-        lib.bt_h2_finish(self._call, code, encoded)
+        """End the call with gRPC's status `code` and as much of `text` as a header has room for; nothing when it has
+        ended."""
+        lib.bt_h2_finish(self._call, code, _percent_encoded(text) if text else ffi.NULL)
 
     def close(self) -> None:
         """The handler is through with it: nothing may be done with the call any more."""
@@ -231,6 +236,15 @@ class H2Call:
             self._server._callbacks.pop(int(ffi.cast("uintptr_t", self._call)), None)
         call, self._call = self._call, ffi.NULL
         lib.bt_h2_release(call)
+
+
+def _percent_encoded(text: str) -> bytes:
+    encoded = quote(text, safe=_PLAIN, errors="replace")
+    if len(encoded) > _LONGEST_TEXT:
+        # Neither half an escape at the end, nor half a character.
+        cut = re.sub(r"%[0-9A-F]?\Z", "", encoded[:_LONGEST_TEXT])
+        encoded = quote(unquote_to_bytes(cut).decode("utf-8", "ignore"), safe=_PLAIN)
+    return encoded.encode("ascii")
 
 
 def _check(result: int, doing: str) -> None:

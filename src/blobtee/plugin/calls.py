@@ -19,8 +19,6 @@ from blobtee.wire.status import NUMBERS, code_of
 
 _logger = logging.getLogger(__name__)
 Handler: TypeAlias = Callable[[H2Call], None]
-_LONGEST_DETAIL = 4 << 10
-"""Characters. Details travel in a header, and a client refuses headers that are too large."""
 
 
 class Service:
@@ -152,4 +150,4 @@ def _end(method: str, observer: Observer | None, begun: float, call: H2Call, err
         detail = f"a defect of blobtee: {type(error).__name__}: {error}"
     elif code == Cancelled.code and not isinstance(error, Cancelled):
         _logger.info("%s of a client that has gone: %s", method, error)
-    call.finish(NUMBERS[code], detail[:_LONGEST_DETAIL])
+    call.finish(NUMBERS[code], detail)

@@ -331,6 +331,17 @@ def test_a_call_never_waits_for_another(path: Path) -> None:
         assert [bytes(each.result()) for each in hanging] == [b"late"] * 50
 
 
+@pytest.mark.parametrize("letter", ["x", "é", "\U0001f600", "%", "\n", "a\u20ac"])
+def test_a_long_text_costs_no_status(path: Path, letter: str) -> None:
+    with asking(path) as (asker, _, _):
+        for before in range(4):  # where it is cut
+            text = "y" * before + letter * 5000
+            code, detail = asker.status(FAIL, text.encode())
+            assert code == "INVALID_ARGUMENT"
+            assert text.startswith(detail)
+            assert len(detail.encode()) > 1000
+
+
 def one_after_another(asker: Asker, served: Serving) -> None:
     for i in range(100):
         assert asker.ask(ECHO, b"%d" % i) == b"%d" % i
