@@ -9,6 +9,7 @@ import threading
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from blobtee.core import Counts
 from blobtee.errors import InvalidArgument, from_os_error
@@ -162,6 +163,10 @@ class Tally:
         self._metrics.count_opened(self._tenant, was_here=was_here)
 
 
+MAX_SCRAPES = 16
+"""Connections at once: anybody on the machine may open more, and the descriptors are for blobs."""
+
+
 class MetricsServer:
     """Answers `GET /metrics` until it is closed."""
 
@@ -190,9 +195,27 @@ class MetricsServer:
 
             def log_message(self, format: str, *args: object) -> None: ...
 
+        free = threading.BoundedSemaphore(MAX_SCRAPES)
+
         class Listener(http.server.ThreadingHTTPServer):
             daemon_threads = True
             address_family = 10 if ":" in host else 2
+
+            def process_request(self, request: Any, client_address: Any) -> None:
+                if not free.acquire(blocking=False):
+                    self.shutdown_request(request)
+                    return
+                try:
+                    super().process_request(request, client_address)
+                except BaseException:
+                    free.release()
+                    raise
+
+            def process_request_thread(self, request: Any, client_address: Any) -> None:
+                try:
+                    super().process_request_thread(request, client_address)
+                finally:
+                    free.release()
 
             def handle_error(self, request: object, client_address: object) -> None:
                 pass  # a client that went away

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import socket
+import time
 import urllib.error
 import urllib.request
+from contextlib import ExitStack, closing, suppress
 
 import pytest
 
 from blobtee.errors import InvalidArgument, StorageError
-from blobtee.plugin.metrics import Metrics, MetricsServer
+from blobtee.plugin.metrics import MAX_SCRAPES, Metrics, MetricsServer
 
 
 def test_counters_in_the_form_that_prometheus_reads() -> None:
@@ -41,6 +44,31 @@ def test_counters_in_the_form_that_prometheus_reads() -> None:
         "# TYPE process_open_fds gauge",
     ):
         assert line in lines
+
+
+def test_who_only_connects_takes_few_threads_and_descriptors() -> None:
+    """Anybody on the machine reaches loopback."""
+    server = MetricsServer(Metrics(), "127.0.0.1", 0)
+    with closing(server), ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+            for _ in range(MAX_SCRAPES + 20)
+        ]
+        # Those that are one too many are closed at once; the rest may say what they want.
+        assert [client.recv(1) for client in clients[MAX_SCRAPES:]] == [b""] * 20
+        for client in clients[:MAX_SCRAPES]:
+            client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert client.recv(12) == b"HTTP/1.0 200"
+            while client.recv(1 << 16):
+                pass
+        # A thread is through a moment after its client has heard all.
+        deadline = time.monotonic() + 20
+        answer = b""
+        while not answer and time.monotonic() < deadline:
+            with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client, suppress(OSError):
+                client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+                answer = client.recv(12)
+        assert answer == b"HTTP/1.0 200"
 
 
 def test_they_are_served_on_loopback() -> None:
