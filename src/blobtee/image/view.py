@@ -49,10 +49,13 @@ class View:
                 break
         return implied_directory(path) if said_by_children or not path else None
 
-    def resolve(self, path: str, *, follow_last: bool = True, may_be_missing: bool = False) -> tuple[str, Node | None]:
+    def resolve(
+        self, path: str, *, follow_last: bool = True, may_be_missing: bool = False, looked_at: set[int] | None = None
+    ) -> tuple[str, Node | None]:
         """The real path and what is there, links followed as in a chroot: `..` at the root stays there.
 
-        `NotFound`, unless `may_be_missing`; then what is missing is taken literally. `CorruptData` for a loop.
+        `looked_at` gets the hashes of the places on the way. `NotFound`, unless `may_be_missing`; then what is missing
+        is taken literally. `CorruptData` for a loop.
         """
         pending = _reversed_parts(path)
         done: list[str] = []
@@ -67,7 +70,10 @@ class View:
                 del done[-1:]
                 node = None
                 continue
-            node = self.get("/".join([*done, part]))
+            here = "/".join([*done, part])
+            if looked_at is not None:
+                looked_at.add(hash(here))
+            node = self.get(here)
             if node is not None and node.type is EntryType.SYMLINK and (pending or follow_last):
                 links += 1
                 if links > MAX_LINKS:
@@ -145,13 +151,14 @@ def replay(index_of: Callable[[int], LayerIndex], number: int, entries: Sequence
     index.is_plain = False
     view = View(index_of, number, index, budget)
     real_parents: dict[str, str] = {}
+    on_the_way: set[int] = set()  # hashes: of a deep path all that are above it would take its length squared
 
     def real(path: str) -> str:
         above, slash, name = path.rpartition("/")
         if not slash:
             return path
         if above not in real_parents:
-            real_parents[above], _ = view.resolve(above, may_be_missing=True)
+            real_parents[above], _ = view.resolve(above, may_be_missing=True, looked_at=on_the_way)
         directory = real_parents[above]
         return f"{directory}/{name}" if directory else name
 
@@ -168,8 +175,9 @@ def replay(index_of: Callable[[int], LayerIndex], number: int, entries: Sequence
         else:
             path = real(entry.path)
             index.put(path, _linked(view, Node(path, entry, number), real))
-        if hides is not None or entry.type is not EntryType.FILE or entry.path in real_parents:
+        if hides is not None or entry.type is not EntryType.FILE or hash(path) in on_the_way:
             real_parents.clear()
+            on_the_way.clear()
     return index
 
 

@@ -201,6 +201,11 @@ def test_files_written_through_a_link_of_a_lower_layer_are_where_it_leads() -> N
     assert files(tree(base, [f("x", "1"), h("lib/hard", "lib/old")]))["usr/lib/hard"] == "f:0"
 
 
+def test_a_file_in_place_of_a_link_that_others_went_through_gives_way_to_what_comes_after_it() -> None:
+    recipe = [s("a", "b"), f("a/a/a", "0"), f("a", "file"), f("a/a/a", "1")]
+    assert files(tree(recipe)) == {"a": "d", "a/a": "d", "a/a/a": "f:1", "b": "d", "b/a": "d", "b/a/a": "f:0"}
+
+
 def test_only_as_many_layers_are_opened_as_needed() -> None:
     seen = tree(BASE, [d("etc"), f("etc/b", "b1")], [d("etc"), f("etc/a", "a2"), w("etc/sub")])
     assert seen.opened == []
