@@ -52,14 +52,17 @@ class Arrival:
 
     def announce(self, connection: sqlite3.Connection) -> None:
         """Write the row, in a transaction."""
-        self.before = before = records.read(connection, self.digest)
-        absence = before.absence if before is not None else records.PLAIN
-        labels = {**before.info.labels, **self._labels} if before is not None and absence else self._labels
         now = time.time_ns()
-        self.info = Info(self.digest, self.info.size, now, now, labels)
+        self.before = None
+        self.info = Info(self.digest, self.info.size, now, now, self._labels)
         self._context.run(self._claim)
-        # The mark stays until the file is there: killed before, the blob is still one that has to come back.
-        records.write(connection, self.info, absence)
+        if not records.add(connection, self.info):
+            self.before = before = records.read(connection, self.digest)
+            absence = before.absence if before is not None else records.PLAIN
+            if before is not None and absence:
+                self.info = Info(self.digest, self.info.size, now, now, {**before.info.labels, **self._labels})
+            # The mark stays until the file is there: killed before, the blob is still one that has to come back.
+            records.write(connection, self.info, absence)
         self._announced = True
 
     def name(self) -> None:

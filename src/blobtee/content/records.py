@@ -23,6 +23,8 @@ STEPS = (
 )
 COLUMNS = "digest, size, created_at, updated_at, labels, quarantined"
 
+_ROW = f"blobs ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"
+
 # What `quarantined` holds: what becomes of a row whose file is not there.
 PLAIN = 0
 """It means nothing: a commit was cut off."""
@@ -58,18 +60,14 @@ def read(connection: sqlite3.Connection, digest: Digest) -> Record | None:
     return Record(row, digest) if row is not None else None
 
 
+def add(connection: sqlite3.Connection, info: Info) -> bool:
+    """Write the row of a blob that has none; False when it has."""
+    done = connection.execute(f"INSERT OR IGNORE INTO {_ROW}", _values(info, PLAIN))
+    return done.rowcount == 1
+
+
 def write(connection: sqlite3.Connection, info: Info, absence: int = PLAIN) -> None:
-    connection.execute(
-        f"INSERT OR REPLACE INTO blobs ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)",
-        (
-            info.digest,
-            info.size,
-            info.created_at,
-            info.updated_at,
-            json.dumps(dict(info.labels)) if info.labels else "{}",
-            absence,
-        ),
-    )
+    connection.execute(f"INSERT OR REPLACE INTO {_ROW}", _values(info, absence))
 
 
 def restore(connection: sqlite3.Connection, digest: Digest, row: Record | None) -> None:
@@ -78,3 +76,8 @@ def restore(connection: sqlite3.Connection, digest: Digest, row: Record | None) 
         connection.execute("DELETE FROM blobs WHERE digest = ?", (digest,))
     else:
         write(connection, row.info, row.absence)
+
+
+def _values(info: Info, absence: int) -> tuple[str | int, ...]:
+    labels = json.dumps(dict(info.labels)) if info.labels else "{}"
+    return info.digest, info.size, info.created_at, info.updated_at, labels, absence

@@ -9,6 +9,7 @@ of the store. That may be by another process meanwhile: what is not there any mo
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -25,15 +26,17 @@ class Spares:
 
     def __init__(self) -> None:
         self._folders: list[tuple[Path, Mapping[str, bytes]]] = []
+        # Names that no ref has: who looks at one later must not hold the lock of a ref that comes again.
+        self._own = os.urandom(24).hex()
+        self._numbers = itertools.count()
 
     def keep(self, folder: Path, files: Mapping[str, bytes]) -> bool:
         """Keep the folder, with nothing but `files` in it, for another ingest; False when it is not wanted. The caller
         holds its lock."""
         if len(self._folders) >= MOST:
             return False
-        # Under a name that no ref has: who looks at it later must not hold the lock of one that comes again.
-        spare = folder.with_name(os.urandom(32).hex())
         try:
+            spare = folder.with_name(f"{self._own}{next(self._numbers):016x}")
             os.rename(folder, spare)
         except OSError:
             return False
