@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -86,7 +87,7 @@ def _put(root: Path, layer: Ref, means: Means, depth: int) -> None:
     """Put one layer on top of what is in `root`. A directory comes before the blob that was made of it: what is
     compared with other directories must not have times that were clamped when the blob was made."""
     snapshot, blob = _snapshot(layer), layer.blob
-    from_directory = snapshot is not None and snapshot.form is Form.OVERLAY and snapshot.path.is_dir()
+    from_directory = snapshot is not None and snapshot.form is Form.OVERLAY and os.path.isdir(snapshot.path)
     at_hand = blob is not None and (layer.blob_only or blob in means.handlers or layer.manager.has(blob))
     if at_hand and not from_directory:
         with layer.tar(means) as tar:
@@ -110,4 +111,4 @@ def _tree(ref: Ref) -> Snapshot | None:
     snapshot = _snapshot(ref)
     if snapshot is None or snapshot.form is not Form.TREE:
         return None
-    return snapshot if snapshot.path.is_dir() or ref.blob is None else None
+    return snapshot if os.path.isdir(snapshot.path) or ref.blob is None else None

@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 
 from blobtee.content.database import Database
+from blobtee.content.files import os_errors
 from blobtee.errors import DataLoss, InvalidArgument, NotFound, from_os_error
 from blobtee.tasks import check
 
@@ -35,8 +36,10 @@ class Snapshot:
     path: Path
 
     def require(self) -> Path:
-        """The path; `NotFound` when there is no directory any more."""
-        if not self.path.is_dir():
+        """The path; `NotFound` when there is no directory any more, `PermissionDenied` where nobody may look."""
+        with os_errors(f"use the directory {str(self.path)!r:.300}"):
+            exists = self.path.is_dir()
+        if not exists:
             raise NotFound(f"the directory {str(self.path)!r:.300}, which ref {self.id} was made of, is gone")
         return self.path
 

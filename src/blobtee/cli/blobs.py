@@ -8,6 +8,8 @@ import click
 
 from blobtee.cli.session import Session, verb
 from blobtee.cli.sizes import counted, nbytes
+from blobtee.content.filters import parse
+from blobtee.errors import InvalidArgument
 
 
 @click.command()
@@ -24,6 +26,10 @@ def command(session: Session, filters: tuple[str, ...]) -> int:
       blobtee blobs
       blobtee blobs 'labels."containerd.io/distribution.source.docker.io"~=python'
     """
+    try:
+        parse(filters)
+    except InvalidArgument as error:
+        raise click.BadParameter(str(error), param_hint="FILTER") from None
     count = total = 0
     with session.store() as store:
         for info in store.walk(*filters):

@@ -17,7 +17,7 @@ def command() -> None:
     """What containerd needs to know of blobtee."""
 
 
-@command.command()
+@command.command(short_help="Print or check the lines that containerd needs.")
 @click.option(
     "--socket",
     type=click.Path(path_type=Path),

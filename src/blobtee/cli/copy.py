@@ -13,6 +13,7 @@ from blobtee.cli.options import compression_options, wish
 from blobtee.cli.session import AddressType, PlatformType, Session, verb
 from blobtee.cli.sizes import nbytes
 from blobtee.content import LocalStore
+from blobtee.content.files import os_errors
 from blobtee.oci import Platform
 from blobtee.transfer import Report
 
@@ -54,7 +55,9 @@ def command(
 @contextmanager
 def nearby_store(session: Session) -> Iterator[LocalStore | None]:
     """The store, if there is one: these verbs make none."""
-    if not (session.root / "blobs").is_dir():
+    with os_errors(f"look for a store in {session.root}"):
+        exists = (session.root / "blobs").is_dir()
+    if not exists:
         yield None
         return
     with session.store() as store:

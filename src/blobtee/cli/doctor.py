@@ -68,6 +68,9 @@ def command(session: Session, config: Path) -> int:
     return 0
 
 
+_SIGN_IN = re.compile(r"^([a-z0-9+.-]*://)?.*@", re.IGNORECASE | re.DOTALL)
+"""In a proxy's URL, where a password may hold any character."""
+
 _VARIABLES = frozenset(
     {"BLOBTEE_ROOT", "SSL_CERT_FILE", "SSL_CERT_DIR", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "BLOBTEE_CPU"}
 )
@@ -96,8 +99,8 @@ def _packages() -> dict[str, str]:
 
 def _store(session: Session) -> dict[str, object]:
     root = session.root
-    found: dict[str, object] = {"root": str(root), "exists": (root / "blobs").is_dir()}
-    existing = next((folder for folder in (root, *root.absolute().parents) if folder.exists()), Path("/"))
+    found: dict[str, object] = {"root": str(root), "exists": os.path.isdir(root / "blobs")}
+    existing = next((folder for folder in (root, *root.absolute().parents) if os.path.exists(folder)), Path("/"))
     usage = shutil.disk_usage(existing)
     found["free"] = usage.free
     if not found["exists"]:
@@ -127,7 +130,7 @@ def _containerd(config: Path) -> dict[str, object]:
         found["version"] = f"{major}.{minor}"
     except NotFound:
         return {"version": "not installed"}
-    if not config.exists():
+    if not os.path.exists(config):
         return found | {"config": f"no {config}: containerd has its built-in store"}
     found["config"] = str(config)
     try:
@@ -189,7 +192,7 @@ def _credentials() -> list[dict[str, object]]:
     """The files there are, and for each host what kind of credential it has there."""
     found = []
     for path in FileCredentials().files():
-        if path.exists():
+        if os.path.exists(path):
             found.append({"file": str(path), **_kinds(path)})
     return found
 
@@ -220,7 +223,7 @@ def _hosts(session: Session) -> dict[str, list[str]]:
     for name in session.hosts_dirs or CONFIG_DIRS:
         folder = Path(name)
         try:
-            found[name] = sorted(entry.name for entry in folder.iterdir() if (entry / "hosts.toml").exists())
+            found[name] = sorted(entry.name for entry in folder.iterdir() if os.path.exists(entry / "hosts.toml"))
         except OSError:
             continue
     return found
@@ -229,7 +232,7 @@ def _hosts(session: Session) -> dict[str, list[str]]:
 def _proxies(environ: Mapping[str, str]) -> dict[str, str]:
     """The proxies set, without the passwords in them."""
     names = [name for pair in _PROXIES for name in (pair, pair.lower())]
-    return {name: re.sub(r"//[^/@]*@", "//***@", environ[name]) for name in names if environ.get(name)}
+    return {name: _SIGN_IN.sub(r"\1***@", environ[name]) for name in names if environ.get(name)}
 
 
 def _print(session: Session, value: object, indent: str) -> None:

@@ -210,8 +210,9 @@ def _written(session: Session, goal: str) -> Iterator[Callable[[Buffer], object]
         yield lambda data: session.output.raw(memoryview(data))
         return
     path = Path(os.path.realpath(goal))
-    if path.exists() and not path.is_file():
-        raise InvalidArgument(f"{goal} is not a file; a layer can only be written to one")
+    with os_errors(f"write {goal}"):
+        if path.exists() and not path.is_file():
+            raise InvalidArgument(f"{goal} is not a file; a layer can only be written to one")
     unfinished = path.with_name(f".{path.name[:100]}-{secrets.token_hex(4)}")
     with os_errors(f"write {goal}"):
         file = open(unfinished, "xb")  # noqa: SIM115

@@ -192,7 +192,7 @@ def test_blobs_lists_what_is_there_and_filters(server: MemoryRegistry, run: Run)
     only = [json.loads(line) for line in run("blobs", "--json", f"digest=={source.descriptor.digest}").out.splitlines()]
     assert [(blob["digest"], blob["size"]) for blob in only] == [(source.descriptor.digest, len(source.manifest))]
     assert "containerd.io/gc.ref.content.config" in only[0]["labels"]
-    assert run("blobs", "digest==").status == 1
+    assert run("blobs", "digest==").status == 2
 
 
 def test_what_the_work_logs_is_a_note_like_others(server: MemoryRegistry, run: Run, tmp_path: Path) -> None:
@@ -397,6 +397,46 @@ def test_a_root_that_cannot_be_one_is_an_error_of_ours(run: Run, tmp_path: Path)
     result = run("blobs", "--root", str(tmp_path / "file" / "below"))
     assert result.status in (1, 3)
     assert result.err.startswith("blobtee: error: ")
+
+
+FAR = "/" + "x" * 300
+"""A path that cannot even be looked at, whoever looks: as one in a folder of somebody else's."""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["images", "--root", FAR],
+        ["blobs", "--root", FAR],
+        ["inspect", "a/b:1", "--root", FAR],
+        ["copy", "oci:/nowhere", "oci:/nowhere/else", "--root", FAR],
+        ["copy", f"oci:{FAR}", "oci:/nowhere/else"],
+        ["copy", f"oci-archive:{FAR}", "oci:/nowhere/else"],
+        ["layer", "/etc/skel", "-o", FAR],
+        ["adopt", FAR],
+        ["containerd", "config", "--check", FAR],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2])[:20],
+)
+def test_a_path_that_cannot_be_looked_at_is_an_error_of_ours(run: Run, arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.status == 1
+    assert "File name too long" in result.err
+    assert "defect" not in result.err
+
+
+def test_the_doctor_reports_what_he_cannot_look_at(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", FAR)
+    monkeypatch.setenv("DOCKER_CONFIG", FAR)
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:sl/ash@hidden@proxy.example:3128")
+    monkeypatch.setenv("HTTP_PROXY", "user:hidden@proxy.example:3128")
+    result = run("doctor", "--json", "--root", FAR, "--containerd-config", FAR, "--hosts-dir", FAR)
+    report = json.loads(result.out)
+    assert (result.status, report["store"]["exists"]) == (0, False)
+    assert report["proxies"] == {
+        "HTTPS_PROXY": "http://***@proxy.example:3128",
+        "HTTP_PROXY": "***@proxy.example:3128",
+    }
 
 
 def test_an_unreachable_registry_is_one_line_and_a_hint(run: Run) -> None:

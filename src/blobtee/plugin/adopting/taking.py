@@ -55,8 +55,9 @@ def content_root(path: str | os.PathLike[str]) -> Path:
     """`path`, or the content root in it when it is containerd's own root. `InvalidArgument`: it is neither."""
     given = Path(os.path.abspath(path))
     for folder in (given, given / CONTENT):
-        if (folder / "blobs").is_dir():
-            return folder
+        with os_errors(f"look into {folder}"):
+            if (folder / "blobs").is_dir():
+                return folder
     raise InvalidArgument(f"{given} is no content root: it has no folder `blobs`, nor `{CONTENT}/blobs`")
 
 
