@@ -112,14 +112,22 @@ class _Need:
     origins: frozenset[str]
 
 
+_BESIDE = ("digests", "index")
+
+
 def index_nbytes(root: Path) -> dict[Digest, int]:
     """Bytes of what is kept of layers beside their blobs."""
-    found: defaultdict[Digest, int] = defaultdict(int)
-    for folder in ("digests", "index"):
-        for digest, path in digest_names(root / folder):
-            with suppress(OSError):
-                found[digest] += os.stat(path).st_size
-    return dict(found)
+    digests = {digest for folder in _BESIDE for digest, _ in digest_names(root / folder)}
+    return {digest: index_nbytes_of(root, digest) for digest in digests}
+
+
+def index_nbytes_of(root: Path, digest: Digest) -> int:
+    """The same of one layer."""
+    nbytes = 0
+    for folder in _BESIDE:
+        with suppress(OSError):
+            nbytes += os.stat(root / folder / digest.algorithm / digest.hex).st_size
+    return nbytes
 
 
 def broken_nbytes(root: Path) -> list[int]:

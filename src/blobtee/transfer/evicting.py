@@ -32,7 +32,16 @@ from blobtee.oci import Digest
 from blobtee.tasks import check
 from blobtee.tee import leftovers
 from blobtee.tee.proving import keep_proof
-from blobtee.transfer.evictable import Candidate, Clients, Held, Outdated, Survey, broken_nbytes, index_nbytes
+from blobtee.transfer.evictable import (
+    Candidate,
+    Clients,
+    Held,
+    Outdated,
+    Survey,
+    broken_nbytes,
+    index_nbytes,
+    index_nbytes_of,
+)
 from blobtee.transfer.obtaining import Obtaining
 
 _LOOKS = 20
@@ -160,7 +169,7 @@ class _Work:
             reason = Held.RECENT if self._is_recent(candidate.used_at) else self._take(survey, candidate)
             if reason is None:
                 (self._partials if candidate.partial else self._blobs)[candidate.digest] = candidate.nbytes
-                self._after -= candidate.nbytes
+                self._after -= candidate.nbytes - self._grown(survey, candidate)
             else:
                 self._refused[candidate] = reason
 
@@ -225,6 +234,14 @@ class _Work:
             self._problems[candidate.digest] = str(error)
             return Held.DAMAGED
         return None if taken else Held.USED
+
+    def _grown(self, survey: Survey, candidate: Candidate) -> int:
+        """Bytes of what is kept now that proves the chunks of one that went."""
+        if candidate.partial or self._dry_run:
+            return 0
+        before = survey.indexes.get(candidate.digest, 0)
+        survey.indexes[candidate.digest] = index_nbytes_of(self._store.root, candidate.digest)
+        return survey.indexes[candidate.digest] - before
 
     def _is_recent(self, used_at: int) -> bool:
         # What is further ahead than that was used while the clock went wrong: it must not stay until then.
