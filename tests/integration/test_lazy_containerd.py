@@ -108,3 +108,14 @@ def test_collection_takes_what_came_and_leaves_what_is_known(
     )
     wait_for("the bytes go", lambda: not blobtee.blobs(), 30)
     assert layer_reads(registry, layers) >= len(layers)
+
+
+def test_who_removes_the_name_and_then_the_image_has_the_room_back_at_once(
+    containerd: Containerd, blobtee: Blobtee, image: str
+) -> None:
+    layers = make_known(blobtee, image)
+    containerd.do("images", "pull", "--plain-http", image)
+    subprocess.run([*BLOBTEE, "rm", "--root", str(blobtee.root), image], check=True, capture_output=True, timeout=60)
+    assert {layer.removeprefix("sha256:") for layer in layers} <= blobtee.blobs()
+    containerd.do("images", "rm", "--sync", image)
+    wait_for("the bytes go", lambda: not blobtee.blobs(), 30)
