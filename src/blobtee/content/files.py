@@ -62,13 +62,15 @@ class FileReader(ReaderAt):
             self._done()
 
     def read_at(self, offset: int, n: int) -> bytes:
-        # As the base does it, with one copy less: small reads are what a reader mostly does.
-        self._users.append(None)
+        # As the base does it, with one copy less; and without calls, as small reads are what a reader mostly does.
+        users = self._users
+        users.append(None)
         try:
-            self._check(offset)
-            if n < 0:
+            size = self.size
+            if not self._open or n < 0 or not 0 <= offset <= size:
+                self._check(offset)
                 raise InvalidArgument(f"cannot read {n} bytes")
-            wanted = min(n, self.size - offset)
+            wanted = n if offset + n <= size else size - offset
             data = os.pread(self._fd, wanted, offset)
             if len(data) == wanted:
                 return data
@@ -80,7 +82,9 @@ class FileReader(ReaderAt):
         except OSError as error:
             raise self._error(error) from error
         finally:
-            self._done()
+            users.pop()
+            if not self._open:
+                self._close_if_unused()
 
     def _check(self, offset: int) -> None:
         if not self._open:
