@@ -45,6 +45,7 @@ class Serving:
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
         self._stopped = False
+        self._ended = False
 
     def add(self, listener: socket.socket, services: Sequence[Service], max_calls: int) -> None:
         """Serve `services` on a listening socket, which is closed by `stop`. Before `start`."""
@@ -89,6 +90,7 @@ class Serving:
         self._server.stop()
         end = time.monotonic() + _LAST_SECONDS
         with self._lock:
+            self._ended = True
             threads = list(self._threads)
         for thread in threads:
             thread.join(max(0.0, end - time.monotonic()))
@@ -125,13 +127,13 @@ class Serving:
 
     def _start_thread(self) -> None:
         thread = threading.Thread(target=self._run, name="blobtee-rpc", daemon=True)
-        with self._lock:
+        with self._lock:  # `stop` waits for all that are known, which have all begun, and none comes later
+            if self._ended:
+                raise RuntimeError("the server has ended")
+            self._server.expect(1)
+            try:
+                thread.start()
+            except BaseException:
+                self._server.expect(-1)
+                raise
             self._threads.add(thread)
-        self._server.expect(1)
-        try:
-            thread.start()
-        except BaseException:
-            self._server.expect(-1)
-            with self._lock:
-                self._threads.discard(thread)
-            raise

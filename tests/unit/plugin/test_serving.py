@@ -413,6 +413,26 @@ def test_a_thread_that_cannot_be_started_is_said_and_forgotten(path: Path, monke
         assert asker.status(HANG) == ("OK", "")
 
 
+def test_a_server_that_stops_waits_for_a_thread_that_is_just_being_started(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, starting = threading.Thread.start, threading.Event()
+
+    def start_late(thread: threading.Thread) -> None:
+        if thread.name == "blobtee-rpc":
+            starting.set()
+            time.sleep(0.3)
+        start(thread)
+
+    with asking(path) as (asker, _, served):
+        monkeypatch.setattr(threading.Thread, "start", start_late)
+        calls = [asker.channel.unary_unary(HANG).future(b"", timeout=20) for _ in range(3)]
+        assert starting.wait(10)
+        served.stop(0)
+        for call in calls:
+            assert call.exception(10) is not None
+
+
 def test_calls_above_the_limit_are_refused_until_some_end(path: Path) -> None:
     with asking(path, max_calls=3) as (asker, test, served):
         hanging = [asker.channel.unary_unary(HANG).future(b"", timeout=20) for _ in range(3)]
