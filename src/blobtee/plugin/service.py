@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from itertools import islice
 from typing import Any
 
 from blobtee.content.api import ReaderAt, Store
@@ -22,11 +21,14 @@ from blobtee.wire.content import MAX_DATA, SERVICE, messages
 from blobtee.wire.table import common
 
 LIST_PAGE = 100
-"""Infos in one message of an answer to `List`."""
+LIST_NBYTES = 2 << 20
+"""Infos in one message of an answer to `List`, and bytes, if there is more than one: containerd takes 16 MiB, and other
+clients 4."""
 
 FIRST_DATA = 64 << 10
 """Bytes in the first message of an answer to `Read` of a blob that is not a file."""
 
+_FRAME_NBYTES = 6  # of a message in another: its field and its length
 _LABELS = "labels."
 _EMPTY: bytes = common.Empty().SerializeToString()
 
@@ -97,8 +99,17 @@ class ContentService(calls.Service):
         return messages.UpdateResponse(info=info_message(info))
 
     def _list(self, request: Any, _: H2Call) -> Generator[Any, None, None]:
-        infos = self._store.walk(*request.filters)
-        while page := [info_message(info) for info in islice(infos, LIST_PAGE)]:
+        page: list[Any] = []
+        nbytes = 0
+        for info in self._store.walk(*request.filters):
+            message = info_message(info)
+            more = message.ByteSize() + _FRAME_NBYTES
+            if page and (len(page) == LIST_PAGE or nbytes + more > LIST_NBYTES):
+                yield messages.ListContentResponse(info=page)
+                page, nbytes = [], 0
+            page.append(message)
+            nbytes += more
+        if page:
             yield messages.ListContentResponse(info=page)
 
     def _delete(self, request: Any, call: H2Call) -> bytes:

@@ -6,12 +6,15 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import grpc
 import pytest
 
 from blobtee.content import LocalStore
+from blobtee.content.labels import MAX_LABELS
+from blobtee.plugin.service import LIST_NBYTES
 from blobtee.wire.content import MAX_DATA, messages
 from blobtee.wire.table import common
 from tests.unit.plugin.contentclient import Client, code, digest_of, serving
@@ -105,6 +108,24 @@ def test_list_pages_by_a_hundred(client: Client) -> None:
     pages = list(client.many("List", messages.ListContentRequest()))
     assert [len(page.info) for page in pages] == [100, 100, 5]
     assert {found.digest for page in pages for found in page.info} == digests
+
+
+def test_a_list_of_much_labelled_blobs_comes_in_messages_that_clients_take(client: Client) -> None:
+    # containerd takes 16 MiB, and its garbage collector goes nowhere when it cannot read the list.
+    labels = {f"label{i}": "x" * 4000 for i in range(100)}
+    digests = {client.put(f"r{i}", b"%d" % i, labels=labels) for i in range(15)}
+    pages = list(client.many("List", messages.ListContentRequest()))
+    assert {found.digest for page in pages for found in page.info} == digests
+    assert max(page.ByteSize() for page in pages) < LIST_NBYTES
+    assert len(pages) == 3
+
+
+def test_labels_do_not_grow_beyond_what_can_be_told(client: Client) -> None:
+    digest = client.put("r", b"data")
+    for i in range(4):
+        asked = update(digest, {f"k{i}": "x" * (MAX_LABELS // 3)}, f"labels.k{i}")
+        assert code(partial(client.one, "Update", asked)) == ("OK" if i < 2 else "RESOURCE_EXHAUSTED")
+    assert sorted(info(client, digest).labels) == ["k0", "k1"]
 
 
 def test_list_filters(client: Client) -> None:
