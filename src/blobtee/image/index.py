@@ -94,6 +94,9 @@ class Budget:
         if self._left < 0:
             raise TooLarge("an image whose layers have too many files, or too long names, to be kept in memory")
 
+    def give_back(self, nbytes: int) -> None:
+        self._left += nbytes
+
     def step(self, count: int) -> None:
         self._steps -= count
         if self._steps < 0:
@@ -105,7 +108,8 @@ class LayerIndex:
 
     def __init__(self, number: int, budget: Budget) -> None:
         self.number = number
-        self.budget = budget
+        self._budget = budget
+        self._taken = 0
         self.root = Place()
         self.is_plain = True
         """No entry went through a directory that the layer had not said before, and no hard link leads out of it: no
@@ -138,9 +142,18 @@ class LayerIndex:
         self._places += 1
         if self._places > MAX_PLACES:
             raise TooLarge(f"a layer of more than {MAX_PLACES} paths")
-        self.budget.take(_PLACE_NBYTES)
+        self.take(_PLACE_NBYTES)
         child = place.children[part] = Place()
         return child
+
+    def take(self, nbytes: int) -> None:
+        """Have so much of the budget."""
+        self._taken += nbytes
+        self._budget.take(nbytes)
+
+    def give_up(self) -> None:
+        """Give back all that was taken: nobody keeps this."""
+        self._budget.give_back(self._taken)
 
     def put(self, path: str, node: Node) -> None:
         """Put `node` at `path`. A directory keeps what is below it; anything else takes its place."""
@@ -212,7 +225,7 @@ class Builder:
         self.index = LayerIndex(number, budget)
 
     def add(self, entry: Entry) -> None:
-        self.index.budget.take(_nbytes(entry))
+        self.index.take(_nbytes(entry))
         hides = whiteout(entry.path)
         if hides is not None:
             if hides.path is not None:

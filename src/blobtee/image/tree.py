@@ -188,10 +188,14 @@ class Tree:
             return known
         builder = Builder(number, self._budget)
         kept = self._readers[number].layer().contents.entries
-        for position, entry in enumerate(kept):
-            if position % 1024 == 0:
-                check()
-            builder.add(entry)
+        try:
+            for position, entry in enumerate(kept):
+                if position % 1024 == 0:
+                    check()
+                builder.add(entry)
+        except BaseException:
+            builder.index.give_up()
+            raise
         with self._lock:
             self._raw[number] = builder.index
             if not builder.index.is_plain:

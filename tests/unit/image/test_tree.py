@@ -311,6 +311,10 @@ def test_a_layer_that_a_manifest_names_many_times_is_bounded(monkeypatch: pytest
     assert len(list(tree(layer).walk())) == 51
     with pytest.raises(TooLarge, match="memory"):
         list(tree(*[layer] * 20).walk())
+    broken = tree([*layer, f(".wh.")])
+    for _ in range(5):  # nothing is kept of it, so nothing is counted
+        with pytest.raises(CorruptData, match="whiteout"):
+            broken.lookup("d/1")
     with pytest.raises(TooLarge, match="501 layers"):
         tree(*[[f("x")]] * 501)
 
