@@ -246,6 +246,8 @@ class Survey:
         they are told of some. None at all of a partial blob that nobody could have more of."""
         told, known = self._sources(candidate.digest, candidate.size)
         needs = self._needs[candidate.digest]
+        if candidate.partial and not candidate.size:
+            return set()  # what somebody who was killed left: no part of anything
         if candidate.partial:
             return {origins for origins in (told, *(need.origins for need in needs)) if origins}
         return {need.origins & known for need in needs} | ({told} if told else set())

@@ -1,4 +1,5 @@
-"""Whether registries still have what is to go: asked by HEAD, just before it goes.
+"""Whether registries still have what is to go: asked by HEAD, just before it goes; where that is refused, by reading
+the first byte, as some sign their links for reading alone.
 
 A registry that is away, or asks for fewer requests, is left alone for a while that doubles each time; so is one that
 failed some times in a row. Blobs that it failed at are asked for ever more seldom: those that a registry chokes on must
@@ -16,16 +17,19 @@ from blobtee.errors import (
     Cancelled,
     Closed,
     ConnectionFailed,
+    DigestMismatch,
     InvalidReference,
+    NotFound,
     PermissionDenied,
+    ProtocolViolation,
     TooManyRequests,
     Unauthenticated,
 )
-from blobtee.oci import Digest, Reference
+from blobtee.oci import Descriptor, Digest, Reference
 from blobtee.registry import Registry
 from blobtee.registry.settings import Settings
 
-HASTY = Settings(connect=5.0, answer=10.0, stall=10.0, document=10.0, attempts=1)
+HASTY = Settings(connect=5.0, answer=10.0, stall=10.0, document=10.0, patience=0.0, attempts=1)
 """For a client that asks only this: a registry that does not answer must not hold up making room."""
 
 PRESENT_SECONDS = 60.0
@@ -42,6 +46,16 @@ LONGEST_PAUSE_OF_FAILING_SECONDS = 300.0
 _PATIENCE = 3
 """Failures of a registry in a row after which it is left alone; of its being away, one."""
 _MOST_ANSWERS = 10_000
+_FINAL = (
+    Cancelled,
+    Closed,
+    ConnectionFailed,
+    DigestMismatch,
+    ProtocolViolation,
+    TooManyRequests,
+    Unauthenticated,
+)
+"""What another way to ask would not mend."""
 
 _Question = tuple[str, str, int]
 """Repository, digest and size; without these two it is about all of the repository."""
@@ -119,7 +133,7 @@ class Obtaining:
     def _look(self, digest: Digest, size: int, repository: Reference, host: _Host) -> str:
         question = (repository.name, digest, size)
         try:
-            found = self._registry.repository(repository).stat(digest)
+            found = self._found(digest, size, repository)
         except (Cancelled, Closed):
             raise
         except (Unauthenticated, PermissionDenied) as error:
@@ -143,6 +157,23 @@ class Obtaining:
             refusal = f"{repository.name} has {found} bytes of that name, not {size}"
             return self._keep(question, refusal, REFUSED_SECONDS)
         return self._keep(question, "", PRESENT_SECONDS)
+
+    def _found(self, digest: Digest, size: int, repository: Reference) -> int | None:
+        asked = self._registry.repository(repository)
+        try:
+            return asked.stat(digest)
+        except _FINAL:
+            raise
+        except BlobteeError as refused:
+            try:
+                asked.source(Descriptor("", digest, size)).stream(0, 1).close()
+            except (Cancelled, Closed):
+                raise
+            except NotFound:
+                return None
+            except BlobteeError:
+                raise refused from None
+            return size
 
     def _keep(self, question: _Question, refusal: str, seconds: float, *, failed: bool = False) -> str:
         self._answers.pop(question, None)

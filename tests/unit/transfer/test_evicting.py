@@ -410,6 +410,17 @@ def test_all_that_the_store_takes_is_counted(
         assert done.held[Held.UNFINISHED].nbytes == 1 << 20
 
 
+def test_what_a_killed_process_left_without_data_goes_and_nobody_is_asked(
+    name: str, store: LocalStore, server: MemoryRegistry, client: Registry
+) -> None:
+    shrink(store, 0)
+    folder = store.root / "partial" / "sha256" / FIRST.digest.hex
+    folder.mkdir(parents=True)
+    (folder / "lock").touch()
+    server.stop()
+    assert set(shrink(store, 0, obtaining=Obtaining(client)).partials) == {FIRST.digest}
+
+
 def test_a_use_that_is_yet_to_come_spares_nothing(name: str, store: LocalStore) -> None:
     """As one looks that was noted while the clock went wrong."""
     used(store, FIRST, -1e8)
