@@ -157,7 +157,8 @@ class DockerArchiveSource:
                 continue
             if not self._wanted and len(images) > 1:
                 continue
-            self._name = str(Reference.parse(tags[0])) if tags else ""
+            called = self._wanted or next(iter(tags), "")
+            self._name = str(Reference.parse(called)) if called else ""
             return config, layers
         listed = ", ".join(known)[:500] or "images without names"
         reason = f"no image {self._wanted!r}" if self._wanted else "not one image, so name it"
@@ -222,14 +223,14 @@ class _Checked(io.RawIOBase):
     def __init__(self, reader: ReaderAt, desc: Descriptor) -> None:
         super().__init__()
         self._pieces = pieces(reader, desc)
-        self._rest = b""
+        self._rest = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         if not self._rest:
-            self._rest = bytes(next(self._pieces, b""))
+            self._rest = memoryview(bytes(next(self._pieces, b"")))
         n = min(len(buffer), len(self._rest))
         buffer[:n] = self._rest[:n]
         self._rest = self._rest[n:]

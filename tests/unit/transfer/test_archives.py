@@ -155,6 +155,14 @@ def test_an_older_docker_save_with_links_between_layers_is_read(
         assert [layer.digest for layer in pulled.manifest.layers] == [layer.diff_id for layer in source.layers]
 
 
+def test_an_image_with_several_names_is_called_as_it_was_asked_for(store: LocalStore, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.tar", docker_archive(image(FILES, compression=Compressed.NONE), "app:v1", "app:v2"))
+    for wanted, name in (("", "app:v1"), (":app:v1", "app:v1"), (":app:v2", "app:v2")):
+        pull(f"docker-archive:{path}{wanted}", store).close()
+        assert list(store.layout.names()) == [f"docker.io/library/{name}"]
+        store.layout.remove(f"docker.io/library/{name}")
+
+
 def test_one_of_several_images_in_a_docker_archive_is_named(store: LocalStore, tmp_path: Path) -> None:
     files: dict[str, bytes | tarfile.TarInfo] = {}
     listing = []
