@@ -16,12 +16,25 @@ from blobtee.cli.output import printable
 from blobtee.cli.session import AddressType, PlatformType, Session, verb
 from blobtee.cli.sizes import counted, nbytes
 from blobtee.content import total_size
-from blobtee.errors import FailedPrecondition, from_os_error
+from blobtee.errors import FailedPrecondition, InvalidReference, from_os_error
 from blobtee.image import Image, read_hints
-from blobtee.oci import Descriptor, Platform
+from blobtee.oci import Descriptor, Platform, Reference
 from blobtee.plugin.sockets import refusal
 
 _NAMED = 5
+
+
+def _full(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """A name in full, as it is asked for later."""
+    if value is None:
+        return None
+    try:
+        reference = Reference.parse(value)
+    except InvalidReference as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+    if reference.digest is not None:
+        raise click.BadParameter(f"{value!r}: a name of its own has a tag, and no digest", ctx, param)
+    return str(reference)
 
 
 @click.command()
@@ -41,6 +54,13 @@ _NAMED = 5
     help="Take no more of the line for layers, such as 5MB/s or 40Mbit/s, but for what somebody waits for.",
 )
 @click.option(
+    "--name",
+    "called",
+    metavar="NAME",
+    callback=_full,
+    help="What the store is to call it; default: REF in full, or what the layout or archive calls it.",
+)
+@click.option(
     "--platform", type=PlatformType(), help="Image of an index, such as linux/arm64; default: this machine's."
 )
 @compression_options("Convert layers that are packed otherwise, as they come.")
@@ -55,6 +75,7 @@ def command(
     fill: bool,
     hints: BinaryIO | None,
     bandwidth: float | None,
+    called: str | None,
     platform: Platform | None,
     kind: str | None,
     level: int | None,
@@ -76,13 +97,13 @@ def command(
     Examples:
       blobtee pull python:3.12
       blobtee pull --lazy --platform linux/arm64 registry.example/team/app:1.0
-      blobtee pull oci-archive:app.tar
+      blobtee pull --name team/app:dev oci-archive:app.tar
       blobtee pull --fill --bandwidth 5MB/s --hints startup.txt python:3.12
       blobtee pull --lazy --socket /run/blobtee/blobtee.sock python:3.12
     """
     compression = wish(kind, level)
     if socket is not None:
-        alone = compression is None and bandwidth is None and hints is None and not fill
+        alone = compression is None and bandwidth is None and hints is None and called is None and not fill
         if not (lazy and alone) or session.names_a_registry:
             raise click.UsageError("--socket goes with --lazy and --platform: the server has settings of its own")
         _ask_server(session, socket, address, platform)
@@ -100,6 +121,7 @@ def command(
             compression=compression,
             bandwidth=bandwidth,
             registry=registry,
+            name=called,
         ) as image:
             descriptor, layers = image.descriptor, image.manifest.layers
             cache = CacheManager(store)

@@ -57,6 +57,25 @@ def test_a_lazy_pull_counts_only_what_is_not_here(server: MemoryRegistry, run: R
     assert again.err.endswith(" in the store\n")
 
 
+def test_a_pull_may_say_what_the_image_is_called(server: MemoryRegistry, run: Run, tmp_path: Path) -> None:
+    source = image(FILES)
+    name = source.push(server, "team/app", "v1")
+    assert run("copy", name, f"oci:{tmp_path}/layout").status == 0
+    pulled = run("pull", "--name", "dev/app", f"oci:{tmp_path}/layout")
+    assert pulled.text == f"docker.io/dev/app:latest@{source.descriptor.digest}\n"
+    assert run("cat", "dev/app", "etc/name").out == b"top\n"
+    # Its digest cannot be that of its name, when it is converted.
+    by_digest = ("pull", f"{server.host}/team/app@{source.descriptor.digest}", "--compression", "zstd")
+    assert "give it a name" in run(*by_digest).err
+    assert run(*by_digest, "--name", "dev/zstd").status == 0
+    assert [line.split()[1] for line in run("images").text.splitlines()] == [
+        "docker.io/dev/app:latest",
+        "docker.io/dev/zstd:latest",
+    ]
+    for nonsense in ("", "Not A Name", f"a@{source.descriptor.digest}"):
+        assert run("pull", "--name", nonsense, name).status == 2
+
+
 def test_quiet_says_nothing_on_standard_error(server: MemoryRegistry, run: Run) -> None:
     assert run("pull", "-q", image(FILES).push(server, "a")).err == ""
 
