@@ -9,6 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from blobtee.content import database
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_ballast() -> Iterator[None]:
+    """Tests make thousands of stores, and pytest keeps them for a while."""
+    before, database.BALLAST = database.BALLAST, 4096
+    yield
+    database.BALLAST = before
+
 
 @pytest.fixture
 def memory_path() -> Iterator[Path]:

@@ -48,6 +48,8 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Share:
+    """So many blobs, of so many bytes together."""
+
     blobs: int = 0
     nbytes: int = 0
 

@@ -242,11 +242,13 @@ class CacheManager:
             return self._open[ref_id]
 
     def retain(self, ref_id: str) -> None:
+        """One more `Ref` is open on the record: nobody collects it."""
         in_use(self.store).retain(ref_id)
         with self._lock:
             self._open[ref_id] += 1
 
     def let_go(self, ref_id: str) -> None:
+        """The opposite of `retain`, once for each."""
         with self._lock:
             self._open[ref_id] -= 1
             if self._open[ref_id] <= 0:

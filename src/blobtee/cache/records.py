@@ -39,6 +39,8 @@ _STEPS = (
 
 
 class Kind(Enum):
+    """What a ref is: a first layer, one on another ref, refs one after another, or what one changes over another."""
+
     BASE = "base"
     LAYER = "layer"
     MERGE = "merge"

@@ -141,6 +141,7 @@ class LocalStore:
         return self._blobs.sizes(digests)
 
     def update(self, digest: str, labels: Mapping[str, str | None], *, replace: bool = False) -> Info:
+        """See `Manager.update`. Durable when it returns."""
         self._check_open()
         return self._blobs.update(Digest(digest), labels, replace)
 
@@ -269,6 +270,7 @@ class LocalStore:
         return writer
 
     def status(self, ref: str) -> Status:
+        """See `IngestManager.status`; of a writer in any process."""
         self._check_open()
         if not ref:
             raise NotFound("no ingest without a ref")
@@ -284,6 +286,7 @@ class LocalStore:
                 raise NotFound(f"no ingest {ref[:200]!r} in {self.root}") from None
 
     def statuses(self, *filters_: str) -> list[Status]:
+        """See `IngestManager.statuses`; of the writers of all processes."""
         self._check_open()
         matches = filters.parse(filters_)
         with self._mutex:
@@ -303,6 +306,7 @@ class LocalStore:
         return False
 
     def abort(self, ref: str) -> None:
+        """See `IngestManager.abort`."""
         locks = self._writable()
         if not ref:
             return

@@ -115,9 +115,8 @@ def shrink(
     on the store, and several at once.
 
     `InvalidArgument`; `PermissionDenied`: the store may only be read. `InvalidDocument`, `TooLarge`: the list of images
-    cannot be read. After any error, and after a
-    crash, the store is sound. Nothing goes while a document of an image is damaged, so that nobody knows what belongs
-    to it; `problems` says so.
+    cannot be read. After any error, and after a crash, the store is sound. Nothing goes while a document of an image is
+    damaged, so that nobody knows what belongs to it; `problems` says so.
     """
     if not isinstance(size, int) or size < 0 or not math.isfinite(spare) or spare < 0:
         raise InvalidArgument(f"no size to shrink to, or no time to spare: {size} bytes, {spare} s")
