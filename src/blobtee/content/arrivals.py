@@ -39,7 +39,7 @@ class Arrival:
         """The synced file `data`, of `size` bytes, is to have the name `target`."""
         self.data = data
         self.target = target
-        self.directory = Path(os.path.dirname(target))
+        self.directory = os.path.dirname(target)
         self.digest = digest
         self.info = Info(digest, size, 0, 0, labels)
         self.before: records.Record | None = None
@@ -70,7 +70,7 @@ class Arrival:
         try:
             os.rename(self.data, self.target)
         except FileNotFoundError:
-            make_directory(self.directory)
+            make_directory(Path(self.directory))
             os.rename(self.data, self.target)
         self._named = True
         with suppress(OSError):
@@ -115,7 +115,7 @@ class Arrivals:
                 arrival.error = error
                 if error is None:
                     self._attempt(arrival.name, [arrival])
-            named: dict[Path, list[Arrival]] = {}
+            named: dict[str, list[Arrival]] = {}
             for arrival in arrivals:
                 if arrival.error is None:
                     named.setdefault(arrival.directory, []).append(arrival)

@@ -133,7 +133,9 @@ class Blobs:
             if status is not None and known.get(digest, status.st_size) == status.st_size
         }
 
-    def place(self, data: Path, digest: Digest, size: int, labels: Mapping[str, str], claim: Claim = no_claim) -> Info:
+    def place(
+        self, data: str | Path, digest: Digest, size: int, labels: Mapping[str, str], claim: Claim = no_claim
+    ) -> Info:
         """Make the synced file `data` the blob `digest`, durably; any error leaves it where it is.
 
         `claim` is called inside the transaction that makes the blob's row, before it is there; at `AlreadyExists` while

@@ -151,7 +151,7 @@ def set_aside(root: Path, path: Path, name: str) -> Path:
     return target
 
 
-def sync_directory(path: Path) -> None:
+def sync_directory(path: str | Path) -> None:
     """Make the names in `path` durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -262,7 +262,7 @@ def _remove_abandoned(temporary: Path) -> None:
         os.close(fd)
 
 
-def write_small(path: Path, data: bytes) -> None:
+def write_small(path: str, data: bytes) -> None:
     """Put a small file of an ingest at `path`. Not durable: a crash may leave the ingest to be started anew."""
     fd = os.open(path, _WRITE_ANEW, 0o644)
     try:
@@ -282,7 +282,7 @@ def write_over(path: str, data: bytes, before: int) -> None:
         os.close(fd)
 
 
-def read_small(path: Path, limit: int) -> bytes:
+def read_small(path: str | Path, limit: int) -> bytes:
     """The first `limit` bytes of the file at `path`."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:

@@ -52,15 +52,15 @@ class Ingest:
 
     def __init__(self, directory: Path, spares: Spares | None = None) -> None:
         self.directory = directory
+        self.name = directory.name
+        self.lock = f"ingest:{self.name}"
+        """Name of the lock that its writer holds."""
         self._spares = spares
         self._files: Mapping[str, bytes] | None = None
-        self.data = directory / "data"
-        self.offset_file = directory / "offset"
-
-    @property
-    def lock(self) -> str:
-        """Name of the lock that its writer holds."""
-        return f"ingest:{self.directory.name}"
+        # Plain text: a writer opens some of these for each blob, and paths of pathlib cost more than the system call.
+        self._prefix = f"{directory}/"
+        self.data = self._prefix + "data"
+        self.offset_file = self._prefix + "offset"
 
     @property
     def is_new(self) -> bool:
@@ -71,22 +71,22 @@ class Ingest:
         """What the files say; `NotFound` when it never began or is gone, `DataLoss` when they make no sense."""
         try:
             if stat.S_ISLNK(os.lstat(self.directory).st_mode):
-                raise DataLoss(f"ingest {self.directory.name} is a link to somewhere else")
+                raise DataLoss(f"ingest {self.name} is a link to somewhere else")
             return self._read()
         except (FileNotFoundError, NotADirectoryError):
-            raise NotFound(f"no ingest {self.directory.name}") from None
+            raise NotFound(f"no ingest {self.name}") from None
         except OSError as error:
             if error.errno in (errno.EISDIR, errno.ELOOP):
-                raise DataLoss(f"ingest {self.directory.name} holds what is no file") from error
+                raise DataLoss(f"ingest {self.name} holds what is no file") from error
             raise
 
     def _read(self) -> Status:
         found = os.stat(self.data, follow_symlinks=False)
         if not stat.S_ISREG(found.st_mode):
-            raise DataLoss(f"the data of ingest {self.directory.name} is no file")
-        ref = read_small(self.directory / "ref", MAX_REF + 1)
-        if hashlib.sha256(ref).hexdigest() != self.directory.name:
-            raise DataLoss(f"ingest {self.directory.name} holds another ref than its name says")
+            raise DataLoss(f"the data of ingest {self.name} is no file")
+        ref = read_small(self._prefix + "ref", MAX_REF + 1)
+        if hashlib.sha256(ref).hexdigest() != self.name:
+            raise DataLoss(f"ingest {self.name} holds another ref than its name says")
         reserved = self._number("offset")
         started = self._time("startedat") or found.st_mtime_ns
         return Status(
@@ -108,7 +108,7 @@ class Ingest:
                 self.remove()
             os.makedirs(self.directory, 0o755)
             for name, data in files.items():
-                write_small(self.directory / name, data)
+                write_small(self._prefix + name, data)
         self._files = files
         return Status(ref.decode("utf-8", "surrogateescape"), 0, total, expected, now, now)
 
@@ -120,20 +120,20 @@ class Ingest:
         try:
             for name, data in files.items():
                 if before.get(name) != data:
-                    write_over(f"{self.directory}/{name}", data, len(before.get(name, b"")))
+                    write_over(self._prefix + name, data, len(before.get(name, b"")))
             for name in before.keys() - files.keys():
                 with suppress(FileNotFoundError):
-                    os.unlink(self.directory / name)
+                    os.unlink(self._prefix + name)
         except OSError:
             self.remove()
             return False
         return True
 
     def write_total(self, total: int) -> None:
-        write_small(self.directory / "total", b"%d" % total)
+        write_small(self._prefix + "total", b"%d" % total)
 
     def write_updated(self, ns: int) -> None:
-        write_small(self.directory / "updatedat", format_time(ns))
+        write_small(self._prefix + "updatedat", format_time(ns))
 
     def retire(self) -> None:
         """As `remove`, for one whose `data` has gone: its folder may be another's."""
@@ -148,7 +148,7 @@ class Ingest:
             return
         for name in ("data", *sorted(_FILES - {"data"})):
             try:
-                os.unlink(self.directory / name)
+                os.unlink(self._prefix + name)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except IsADirectoryError:
@@ -167,7 +167,7 @@ class Ingest:
     def _number(self, name: str) -> int | None:
         """The number in a file; None when it is missing or nothing was written yet, 0 when it holds something else."""
         try:
-            text = read_small(self.directory / name, 32)
+            text = read_small(self._prefix + name, 32)
         except FileNotFoundError:
             return None
         if not text:
@@ -179,7 +179,7 @@ class Ingest:
 
     def _time(self, name: str) -> int | None:
         try:
-            return parse_time(read_small(self.directory / name, 64))
+            return parse_time(read_small(self._prefix + name, 64))
         except FileNotFoundError:
             return None
 
@@ -237,8 +237,8 @@ class Ingests:
 
     def _recover(self, ingest: Ingest) -> str | None:
         try:
-            if not _NAME.match(ingest.directory.name):
-                raise DataLoss(f"{ingest.directory.name!r:.100} is no ingest")
+            if not _NAME.match(ingest.name):
+                raise DataLoss(f"{ingest.name!r:.100} is no ingest")
             ingest.read()
             return None
         except NotFound:
@@ -251,10 +251,10 @@ class Ingests:
             if not began:
                 ingest.remove()
                 return None
-            reason = f"ingest {ingest.directory.name} is not in the form of one"
+            reason = f"ingest {ingest.name} is not in the form of one"
         except DataLoss as error:
             reason = str(error)
-        aside = set_aside(self._root, ingest.directory, f"ingest-{ingest.directory.name}")
+        aside = set_aside(self._root, ingest.directory, f"ingest-{ingest.name}")
         return f"{reason}; set aside as {aside}"
 
     def _names(self) -> list[str]:

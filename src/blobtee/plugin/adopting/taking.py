@@ -220,7 +220,7 @@ class _Taking:
             if writer.status.offset < status.offset:
                 writer.truncate(0)
                 left = status.offset
-                for piece in _pieces(data):
+                for piece in _pieces(Path(data)):
                     left -= writer.write(piece[:left])
         if self._in_place:
             self._store.abort(status.ref)
