@@ -6,11 +6,13 @@ import http.server
 import ipaddress
 import os
 import threading
+import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from blobtee._version import __version__
 from blobtee.core import Counts
 from blobtee.errors import InvalidArgument, from_os_error
 
@@ -34,10 +36,13 @@ class Metrics:
         self.on_arrival: Callable[[int], None] = lambda nbytes: None
         """Called with the bytes of blobs that came, from clients and from registries."""
         self._counted: dict[str, Callable[[], Mapping[str, Counts]]] = {}
+        begun = time.time()
         self._gauges: dict[str, tuple[str, Callable[[], Mapping[str, float]]]] = {
             "process_open_fds": ("Open descriptors.", lambda: {"": len(os.listdir("/proc/self/fd"))}),
             "process_threads": ("Threads.", lambda: {"": len(os.listdir("/proc/self/task"))}),
             "process_resident_memory_bytes": ("Memory in use.", lambda: {"": _resident()}),
+            "process_start_time_seconds": ("When it began, since the epoch.", lambda: {"": begun}),
+            "blobtee_build_info": ("Which version it is.", lambda: {f'version="{__version__}"': 1}),
         }
 
     def of(self, tenant: str) -> Tally:

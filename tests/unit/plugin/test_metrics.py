@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing, suppress
 
 import pytest
 
+from blobtee._version import __version__
 from blobtee.errors import InvalidArgument, StorageError
 from blobtee.plugin.metrics import MAX_SCRAPES, Metrics, MetricsServer
 
@@ -42,8 +43,11 @@ def test_counters_in_the_form_that_prometheus_reads() -> None:
         'of_mine{tenant="one"} 3',
         "# TYPE blobtee_rpc_seconds histogram",
         "# TYPE process_open_fds gauge",
+        f'blobtee_build_info{{version="{__version__}"}} 1',
     ):
         assert line in lines
+    (begun,) = (float(line.split()[1]) for line in lines if line.startswith("process_start_time_seconds "))
+    assert time.time() - 60 < begun <= time.time()
 
 
 def test_who_only_connects_takes_few_threads_and_descriptors() -> None:
