@@ -49,7 +49,6 @@ class _Clamp:
         self._epoch = epoch
         self._view = memoryview(bytearray(_PIECE))
         self._start = self._at = self._end = 0
-        self._global_size = b""
         self._records_size: bytes | None = None
         """What the extended header in front of the next entry says of its size."""
 
@@ -88,8 +87,7 @@ class _Clamp:
         if kind == b"S":
             self._sparse_map(block)
         if kind not in _WITHOUT_DATA:
-            said = self._global_size if self._records_size is None else self._records_size
-            size = pax.number(said, "size") if said else stored
+            size = pax.number(self._records_size, "size") if self._records_size else stored
             if not 0 <= size <= _MAX_SIZE:
                 raise CorruptData(f"a tar entry of {size} bytes")
             self._pass(size)
@@ -104,12 +102,8 @@ class _Clamp:
         raw = bytes(self._view[self._at + _BLOCK : self._at + _BLOCK + stored])
         # Most have neither, but a long name.
         found = pax.records(raw) if b"time=" in raw or b"size=" in raw else []
-        # The last one holds.
-        size = dict(found).get("size")
-        if block[156:157] != b"g":
-            self._records_size = size
-        elif size is not None:
-            self._global_size = size
+        # The last one holds; one of all files says nothing, and takes back what was said of the next (`layers.reader`).
+        self._records_size = None if block[156:157] == b"g" else dict(found).get("size")
         epoch = b"%d" % self._epoch
         changed = [(key, epoch if key in _TIME_KEYS and self._is_late(key, value) else value) for key, value in found]
         if changed == found:
