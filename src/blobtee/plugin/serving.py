@@ -45,6 +45,7 @@ class Serving:
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
         self._stopped = False
+        self._closed = False
         self._ended = False
 
     def add(self, listener: socket.socket, services: Sequence[Service], max_calls: int) -> None:
@@ -97,10 +98,14 @@ class Serving:
         if any(thread.is_alive() for thread in threads) or not self._server.wait_idle(1.0, and_connections=True):
             _logger.warning("some calls did not end and are left behind")
             return
-        self._server.close()
+        with self._lock:
+            self._closed = True
+            self._server.close()
 
     def stats(self) -> H2Stats:
-        return H2Stats(0, 0, 0, 0) if self._stopped else self._server.stats()
+        """Nothing at all after `stop`."""
+        with self._lock:  # it must not be freed meanwhile
+            return H2Stats(0, 0, 0, 0) if self._closed else self._server.stats()
 
     def _run(self) -> None:
         try:

@@ -16,7 +16,7 @@ import pytest
 
 from blobtee import tasks
 from blobtee.content import LocalStore
-from blobtee.core import H2Call
+from blobtee.core import H2Call, H2Server, H2Stats
 from blobtee.errors import Cancelled, InvalidArgument
 from blobtee.plugin import calls, serving
 from blobtee.plugin.observer import SILENT
@@ -340,6 +340,33 @@ def test_a_long_text_costs_no_status(path: Path, letter: str) -> None:
             assert code == "INVALID_ARGUMENT"
             assert text.startswith(detail)
             assert len(detail.encode()) > 1000
+
+
+def test_who_asks_for_figures_at_the_end_gets_them_before_all_is_gone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stats, close = H2Server.stats, H2Server.close
+    asking_now, closed = threading.Event(), threading.Event()
+    closed_meanwhile: list[bool] = []
+
+    def slow_stats(server: H2Server) -> H2Stats:
+        asking_now.set()
+        closed_meanwhile.append(closed.wait(1))
+        return stats(server)
+
+    def noted_close(server: H2Server) -> None:
+        closed.set()
+        close(server)
+
+    monkeypatch.setattr(H2Server, "stats", slow_stats)
+    monkeypatch.setattr(H2Server, "close", noted_close)
+    with serving_at(path, Test()) as served:
+        scrape = threading.Thread(target=served.stats)
+        scrape.start()
+        assert asking_now.wait(10)
+    scrape.join()
+    assert closed_meanwhile == [False]
+    assert served.stats().connections == 0
 
 
 def one_after_another(asker: Asker, served: Serving) -> None:
