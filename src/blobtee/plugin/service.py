@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from blobtee.content.api import ReaderAt, Store
@@ -133,13 +133,15 @@ class ContentService(calls.Service):
                 raise OutOfRange(f"offset {begin} is past the end of blob {digest} of {reader.size} bytes")
             end = min(begin + request.size, reader.size) if request.size > 0 else reader.size
             at = begin
-            for most in _message_nbytes(reader):
-                if at == end:
-                    break
-                nbytes = min(most, end - at)
-                self._observer.sent(nbytes)
-                yield calls.Part(_read_head(at - begin, nbytes), reader, at, nbytes, at + nbytes == end)
-                at += nbytes
+            # What may have to be fetched is given up with its client; closing the reader is not.
+            with nullcontext() if isinstance(reader, FileReader) else calls.ending_with(call):
+                for most in _message_nbytes(reader):
+                    if at == end:
+                        break
+                    nbytes = min(most, end - at)
+                    self._observer.sent(nbytes)
+                    yield calls.Part(_read_head(at - begin, nbytes), reader, at, nbytes, at + nbytes == end)
+                    at += nbytes
 
     def _status(self, request: Any, _: H2Call) -> Any:
         return messages.StatusResponse(status=status_message(self._store.status(request.ref)))

@@ -414,6 +414,31 @@ def test_who_reads_a_few_parts_through_a_socket_has_the_server_fetch_few(
         assert moved(registry) <= 5 << 16
 
 
+def test_who_gives_up_a_part_ends_its_fetch(
+    server: Server, one: ProxyStore, registry: MemoryRegistry, proven: tuple[Descriptor, bytes]
+) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def hang(request: Request) -> Answer | None:
+        if request.kind == "blob" and not go_on.is_set():
+            asked.set()
+            go_on.wait(20)
+        return None
+
+    registry.fault(hang)
+    with ThreadPoolExecutor(1) as reader:
+        failed = reader.submit(read, one, proven[0])
+        try:
+            assert asked.wait(20)
+            one.close()
+            assert server._serving is not None
+            assert server._serving._server.wait_idle(10)
+            with pytest.raises(BlobteeError):
+                failed.result(20)
+        finally:
+            go_on.set()
+
+
 def test_all_of_a_blob_that_is_read_by_parts_comes_once(
     one: ProxyStore, registry: MemoryRegistry, proven: tuple[Descriptor, bytes]
 ) -> None:
