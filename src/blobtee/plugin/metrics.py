@@ -171,6 +171,8 @@ class Tally:
 MAX_SCRAPES = 16
 """Connections at once: anybody on the machine may open more, and the descriptors are for blobs."""
 
+_NO_DESCRIPTOR_SECONDS = 0.2
+
 
 class MetricsServer:
     """Answers `GET /metrics` until it is closed."""
@@ -205,6 +207,14 @@ class MetricsServer:
         class Listener(http.server.ThreadingHTTPServer):
             daemon_threads = True
             address_family = 10 if ":" in host else 2
+
+            def get_request(self) -> Any:
+                try:
+                    return super().get_request()
+                except OSError:
+                    # Without descriptors whoever waits is seen again at once, and again: all threads would feel it.
+                    time.sleep(_NO_DESCRIPTOR_SECONDS)
+                    raise
 
             def process_request(self, request: Any, client_address: Any) -> None:
                 if not free.acquire(blocking=False):

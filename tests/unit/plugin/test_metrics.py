@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import socket
 import time
 import urllib.error
@@ -73,6 +74,26 @@ def test_who_only_connects_takes_few_threads_and_descriptors() -> None:
                 client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
                 answer = client.recv(12)
         assert answer == b"HTTP/1.0 200"
+
+
+def test_without_descriptors_it_asks_for_one_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits to be accepted would be seen again at once, and again, with nothing else to be done by anybody."""
+    tries = 0
+
+    def refuse(_: socket.socket) -> tuple[socket.socket, object]:
+        nonlocal tries
+        tries += 1
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with closing(MetricsServer(Metrics(), "127.0.0.1", 0)) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(socket.socket, "accept", refuse)
+            client = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+            time.sleep(1)
+        assert 0 < tries < 20
+        with client:
+            client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert client.recv(12) == b"HTTP/1.0 200"
 
 
 def test_they_are_served_on_loopback() -> None:
