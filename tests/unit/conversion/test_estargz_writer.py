@@ -55,8 +55,8 @@ def tar_of(*found: tuple[tarfile.TarInfo, bytes], format_: int = tarfile.PAX_FOR
 
 
 def sparse(name: str, size: int, *segments: tuple[int, bytes]) -> tuple[tarfile.TarInfo, bytes]:
-    """A file with holes, in the PAX format 0.1."""
-    map_ = ",".join(f"{offset},{len(data)}" for offset, data in segments)
+    """A file with holes, in the PAX format 0.1; GNU tar ends the map of one that ends in a hole with nothing there."""
+    map_ = ",".join(f"{offset},{len(data)}" for offset, data in (*segments, (size, b"")))
     headers = {"GNU.sparse.map": map_, "GNU.sparse.size": str(size), "GNU.sparse.name": name}
     return member("GNUSparseFile.0/x", b"".join(data for _, data in segments), pax_headers=headers)
 
