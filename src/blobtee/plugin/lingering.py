@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from blobtee.content.api import ReaderAt
-from blobtee.errors import BlobteeError, Closed
+from blobtee.errors import BlobteeError, Cancelled, Closed
 from blobtee.oci import Digest
 
 if TYPE_CHECKING:
@@ -129,6 +129,8 @@ class _User(ReaderAt):
             raise Closed("the reader is closed")
         try:
             yield self._shared.reader
+        except Cancelled:  # of this user alone
+            raise
         except BaseException:
             self._lingering.drop(self._digest, self._shared)
             raise
@@ -137,5 +139,6 @@ class _User(ReaderAt):
 def _close(reader: ReaderAt) -> None:
     try:
         reader.close()
-    except BlobteeError as error:
-        _logger.warning("what came of a blob could not be settled: %s", error)
+    except Exception as error:
+        defect = None if isinstance(error, BlobteeError) else error
+        _logger.warning("what came of a blob could not be settled: %s", error, exc_info=defect)

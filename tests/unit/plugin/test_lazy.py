@@ -414,8 +414,8 @@ def test_who_reads_a_few_parts_through_a_socket_has_the_server_fetch_few(
         assert moved(registry) <= 5 << 16
 
 
-def test_who_gives_up_a_part_ends_its_fetch(
-    server: Server, one: ProxyStore, registry: MemoryRegistry, proven: tuple[Descriptor, bytes]
+def test_who_gives_up_a_part_ends_its_fetch_and_the_next_one_begins_another(
+    server: Server, one: ProxyStore, two: ProxyStore, registry: MemoryRegistry, proven: tuple[Descriptor, bytes]
 ) -> None:
     asked, go_on = threading.Event(), threading.Event()
 
@@ -437,6 +437,7 @@ def test_who_gives_up_a_part_ends_its_fetch(
                 failed.result(20)
         finally:
             go_on.set()
+    assert read(two, proven[0]) == proven[1]
 
 
 def test_all_of_a_blob_that_is_read_by_parts_comes_once(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from blobtee.content.api import ReaderAt
-from blobtee.errors import Closed, LazyUnavailable, StorageError
+from blobtee.errors import Cancelled, Closed, LazyUnavailable, StorageError
 from blobtee.oci import Digest
 from blobtee.plugin.lingering import Lingering
 
@@ -35,7 +35,7 @@ class Reader(ReaderAt):
 
     def close(self) -> None:
         self.closed += 1
-        if isinstance(self.error, StorageError):
+        if isinstance(self.error, (StorageError, ZeroDivisionError)):
             raise self.error
 
 
@@ -92,6 +92,21 @@ def test_one_that_failed_is_nobodys_any_more() -> None:
     lingering.close()
 
 
+def test_a_user_who_gives_up_takes_it_from_nobody() -> None:
+    """containerd leaves a read when it has enough; what is asked for ahead goes on for who reads next."""
+    make = Maker()
+    lingering = Lingering(60)
+    with lingering.reader(ONE, make) as one:
+        make.made[0].error = Cancelled("the client has gone")
+        with pytest.raises(Cancelled):
+            one.read_at(0, 1)
+    make.made[0].error = None
+    with lingering.reader(ONE, make) as other:
+        assert other.read_at(0, 4) == b"data"
+    assert len(make.made) == 1
+    lingering.close()
+
+
 def test_what_is_in_use_at_the_end_closes_with_its_user() -> None:
     make = Maker()
     lingering = Lingering(60)
@@ -115,14 +130,19 @@ def test_without_a_time_each_has_his_own() -> None:
     lingering.close()
 
 
-def test_a_disk_that_fails_at_closing_is_only_logged(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [StorageError("the disk"), ZeroDivisionError("a defect")])
+def test_what_fails_at_closing_is_only_logged_and_keeps_no_other(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     make = Maker()
     lingering = Lingering(0.01)
     lingering.reader(ONE, make).close()
-    make.made[0].error = StorageError("the disk")
+    make.made[0].error = error
     wait_until_closed(make.made[0])
+    lingering.reader(TWO, make).close()
+    wait_until_closed(make.made[1])
     lingering.close()
-    assert "the disk" in caplog.text
+    assert str(error) in caplog.text
 
 
 def test_many_at_once_open_and_close_each_once() -> None:
