@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,10 @@ def memory_path() -> Iterator[Path]:
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=memory, prefix="blobtee-crash-") as path:
         yield Path(path)
+
+
+@pytest.fixture
+def count_descriptors() -> Callable[[], int]:
+    """How many this process has open. What other tests left to the garbage collector goes before, not meanwhile."""
+    gc.collect()
+    return lambda: len(os.listdir("/proc/self/fd"))

@@ -306,12 +306,12 @@ def test_nothing_is_kept_of_what_has_changed_meanwhile(bench: Bench) -> None:
     assert bench.answers.look(str(bench.blob.parent)) is None
 
 
-def test_the_oldest_make_place(bench: Bench) -> None:
+def test_the_oldest_make_place(bench: Bench, count_descriptors: Callable[[], int]) -> None:
     names = [f"sha256:{n:064x}" for n in range(6)]
-    before = len(os.listdir("/proc/self/fd"))
+    before = count_descriptors()
     for name in names:
         assert bench.keep_file(name)
-    assert len(os.listdir("/proc/self/fd")) == before + 4
+    assert count_descriptors() == before + 4
     with bench.serving() as path, raw(path) as connection:
         for at, name in enumerate(names):
             wanted = message(b"handled") if at < 2 else pieces(bench.blob.read_bytes()[:5])
@@ -320,11 +320,11 @@ def test_the_oldest_make_place(bench: Bench) -> None:
     for name in names:
         assert bench.keep_message(b"x" * 900, name)
     bench.answers.clear()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert count_descriptors() == before
 
 
-def test_what_is_out_of_date_is_not_kept_open(bench: Bench) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+def test_what_is_out_of_date_is_not_kept_open(bench: Bench, count_descriptors: Callable[[], int]) -> None:
+    before = count_descriptors()
     assert bench.keep_file()
     change(bench.database, 1)
     with bench.serving():
@@ -335,7 +335,7 @@ def test_what_is_out_of_date_is_not_kept_open(bench: Bench) -> None:
             time.sleep(0.05)
         else:
             pytest.fail("the file is still open")
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert count_descriptors() <= before
 
 
 def _descriptors() -> list[str]:

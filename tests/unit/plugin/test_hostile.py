@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -277,11 +277,13 @@ def test_who_reads_no_answers_is_not_asked_for_more(path: Path) -> None:
         eventually(lambda: served.stats().connections == 1)
 
 
-def test_a_hundred_readers_that_do_not_read(store: LocalStore, path: Path) -> None:
+def test_a_hundred_readers_that_do_not_read(
+    store: LocalStore, path: Path, count_descriptors: Callable[[], int]
+) -> None:
     """Their bytes stay in the file."""
     with serving(store, path) as client:
         digest = client.put("a", os.urandom(16 * MAX_DATA))
-        before, descriptors = memory(), len(os.listdir("/proc/self/fd"))
+        before, descriptors = memory(), count_descriptors()
         asked = messages.ReadContentRequest(digest=digest).SerializeToString()
         with raw(path) as connection:
             # With a window for all of it, and a socket that takes none of it.
@@ -291,16 +293,16 @@ def test_a_hundred_readers_that_do_not_read(store: LocalStore, path: Path) -> No
             time.sleep(0.5)
             assert memory() - before < 24 << 20  # most of it stacks of threads
             assert client.read(digest, 5, 100) == client.read(digest, 5, 100)
-        eventually(lambda: len(os.listdir("/proc/self/fd")) < descriptors + 50)
+        eventually(lambda: count_descriptors() < descriptors + 50)
         assert isinstance(client, Client)
 
 
-def test_descriptors_that_come_with_the_bytes_are_not_kept(path: Path) -> None:
+def test_descriptors_that_come_with_the_bytes_are_not_kept(path: Path, count_descriptors: Callable[[], int]) -> None:
     with asking(path) as (asker, _, _), raw(path, begun=False) as connection:
         asker.ask(ECHO, b"warm")
-        before = len(os.listdir("/proc/self/fd"))
+        before = count_descriptors()
         data = PREFACE + frame(SETTINGS) + request(1, ECHO) + frame(DATA, 1, message(b"x"), END_STREAM)
         for byte in data:
             socket.send_fds(connection.socket, [bytes([byte])], [0, 1, 2])
         assert connection.until(DATA, 1) == message(b"x")
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert count_descriptors() == before

@@ -409,7 +409,9 @@ def test_closing_lets_go_of_every_blob_whatever_becomes_of_one(
     assert len(CacheManager(store).collect(grace=0).partials) == 3
 
 
-def test_no_room_for_another_mapping_is_one_of_our_errors(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_for_another_mapping_is_one_of_our_errors(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, count_descriptors: Callable[[], int]
+) -> None:
     real = mmap.mmap
 
     def full(*where: int, **how: int) -> mmap.mmap:
@@ -417,14 +419,14 @@ def test_no_room_for_another_mapping_is_one_of_our_errors(store: LocalStore, mon
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return real(*where)
 
-    before = len(os.listdir("/proc/self/fd"))
+    before = count_descriptors()
     tee = Tee(store)
     with tee.reader_at(DESC, Origin(DATA).source, Trust.RAW) as reader:
         with monkeypatch.context() as patched:
             patched.setattr(mmap, "mmap", full)
             with pytest.raises(ResourceExhausted):
                 reader.read_at(0, 10)
-        assert len(os.listdir("/proc/self/fd")) <= before
+        assert count_descriptors() <= before
         assert reader.read_at(0, 10) == DATA[:10]
     tee.close()
 
@@ -444,13 +446,15 @@ def test_who_cannot_say_that_he_waits_does_not_wait_for_ever(tmp_path: Path, mon
     turns.close()
 
 
-def test_nothing_of_a_blob_stays_open(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_a_blob_stays_open(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, count_descriptors: Callable[[], int]
+) -> None:
     # Records that are kept hold errors, and these what was going on.
     monkeypatch.setattr(logging.getLogger(partial.__name__), "disabled", True)
 
     def count() -> int:
         mapped = Path("/proc/self/maps").read_text().count("/partial/")
-        return len(os.listdir("/proc/self/fd")) + mapped
+        return count_descriptors() + mapped
 
     read(store, Origin(DATA), 0)
     before = count()
