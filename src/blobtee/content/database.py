@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
+from blobtee.content.files import WRITING
 from blobtee.core import Watch
 from blobtee.errors import (
     BlobteeError,
@@ -227,7 +228,7 @@ class Database:
         with suppress(OSError):
             path = f"{self._path}-ballast"
             if self._free() >= BALLAST and not (os.path.exists(path) and os.path.getsize(path) == BALLAST):
-                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                fd = os.open(path, WRITING, 0o600)
                 try:
                     os.posix_fallocate(fd, 0, BALLAST)
                 finally:

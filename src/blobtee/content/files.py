@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,8 +21,8 @@ from blobtee.oci import Digest
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-# A link that somebody left in the root must not lead a write out of it.
-_WRITE_ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+WRITING = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""A link that somebody left in the root leads no write out of it, and nobody waits for the reader of a pipe."""
 
 PIECE = 1 << 20
 """Bytes of one read or write of bulk data (`performance.md`, Files)."""
@@ -224,7 +226,7 @@ def replace_file(path: Path, data: bytes) -> None:
 def _locked(temporary: Path) -> int:
     """The file, made when missing, for nobody else to write or remove."""
     while True:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        fd = os.open(temporary, WRITING, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             if _is_named(fd, temporary):
@@ -264,7 +266,7 @@ def _remove_abandoned(temporary: Path) -> None:
 
 def write_small(path: str, data: bytes) -> None:
     """Put a small file of an ingest at `path`. Not durable: a crash may leave the ingest to be started anew."""
-    fd = os.open(path, _WRITE_ANEW, 0o644)
+    fd = os.open(path, WRITING | os.O_TRUNC, 0o644)
     try:
         write_all(fd, memoryview(data), 0)
     finally:
@@ -273,7 +275,7 @@ def write_small(path: str, data: bytes) -> None:
 
 def write_over(path: str, data: bytes, before: int) -> None:
     """As `write_small`, in a file of `before` bytes: cutting it off first would have ext4 write it out at once."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    fd = os.open(path, WRITING, 0o644)
     try:
         write_all(fd, memoryview(data), 0)
         if before > len(data):
@@ -283,9 +285,11 @@ def write_over(path: str, data: bytes, before: int) -> None:
 
 
 def read_small(path: str | Path, limit: int) -> bytes:
-    """The first `limit` bytes of the file at `path`."""
+    """The first `limit` bytes of the file at `path`; `OSError` for what is none, which may have no end, or no start."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.ENXIO, "it is no file")  # what opening a pipe for writing, or a socket, says
         pieces = []
         while limit and (piece := os.read(fd, limit)):
             pieces.append(piece)

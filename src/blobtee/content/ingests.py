@@ -76,7 +76,7 @@ class Ingest:
         except (FileNotFoundError, NotADirectoryError):
             raise NotFound(f"no ingest {self.name}") from None
         except OSError as error:
-            if error.errno in (errno.EISDIR, errno.ELOOP):
+            if error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
                 raise DataLoss(f"ingest {self.name} holds what is no file") from error
             raise
 

@@ -18,7 +18,7 @@ from blobtee.content.arrivals import Claim
 from blobtee.content.blobs import Blobs, no_claim
 from blobtee.content.checks import check_commit, check_truncation, flat
 from blobtee.content.digester import Hash, digest_of, digester
-from blobtee.content.files import PIECE, Writeback, os_errors, write_all
+from blobtee.content.files import PIECE, WRITING, Writeback, os_errors, write_all
 from blobtee.content.ingests import Ingest
 from blobtee.errors import AlreadyExists, BlobteeError, Closed, StorageFull, from_os_error
 from blobtee.oci import Digest
@@ -182,9 +182,7 @@ class LocalWriter(Writer):
         if offset >= total:
             return
         try:
-            self._offset_fd = os.open(
-                self._ingest.offset_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644
-            )
+            self._offset_fd = os.open(self._ingest.offset_file, WRITING, 0o644)
             os.pwrite(self._offset_fd, b"%020d" % offset, 0)
             os.posix_fallocate(self._fd, offset, total - offset)
         except OSError as error:

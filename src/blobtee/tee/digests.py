@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from blobtee.content.digester import Hash, digest_of, digester
-from blobtee.content.files import make_directory, os_errors, replace_file
+from blobtee.content.files import make_directory, os_errors, read_small, replace_file
 from blobtee.core import Sha256, crc32c, sha256_many, update_many
 from blobtee.oci import Digest
 from blobtee.tee.map import CHUNK, chunks_of
@@ -36,11 +36,12 @@ class ChunkDigests:
     @classmethod
     def load(cls, root: Path, digest: Digest, size: int) -> ChunkDigests | None:
         """Those kept for the blob; None where there are none, or no sound ones."""
+        nbytes = _HEAD.size + NBYTES * chunks_of(size)
         try:
-            raw = path_of(root, digest).read_bytes()
+            raw = read_small(path_of(root, digest), nbytes + 1)
         except OSError:
             return None
-        if len(raw) != _HEAD.size + NBYTES * chunks_of(size):
+        if len(raw) != nbytes:
             return None
         magic, stated, crc = _HEAD.unpack_from(raw)
         packed = raw[_HEAD.size :]

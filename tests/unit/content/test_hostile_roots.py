@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from blobtee.content import LocalStore
+from blobtee.content.files import read_small, replace_file
 from blobtee.errors import DataLoss, InvalidArgument, NotFound, StorageError
 from tests.conformance.blobs import describe, digest_of, get, put
 
@@ -35,7 +36,9 @@ def write_and_commit(store: LocalStore) -> None:
 
 
 @pytest.mark.parametrize("name", ["ref", "total", "offset", "startedat", "updatedat"])
-@pytest.mark.parametrize("odd", [Path.mkdir, lambda path: path.symlink_to(path.name)], ids=["directory", "loop"])
+@pytest.mark.parametrize(
+    "odd", [Path.mkdir, lambda path: path.symlink_to(path.name), os.mkfifo], ids=["directory", "loop", "pipe"]
+)
 def test_an_ingest_that_holds_what_is_no_file_is_set_aside(
     tmp_path: Path, name: str, odd: Callable[[Path], object]
 ) -> None:
@@ -53,6 +56,23 @@ def test_an_ingest_that_comes_to_hold_what_is_no_file_starts_over(tmp_path: Path
         (make_ingest(tmp_path) / "total").mkdir()
         assert store.statuses() == []
         write_and_commit(store)
+
+
+@pytest.mark.timeout(20)
+def test_nobody_waits_for_the_other_end_of_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "blobtee.db-ballast")
+    with LocalStore(tmp_path) as store:
+        ingest = make_ingest(tmp_path)
+        os.mkfifo(ingest / "offset")
+        write_and_commit(store)
+    os.mkfifo(tmp_path / "kept")
+    os.mkfifo(tmp_path / ".other.new")
+    with pytest.raises(OSError, match="no file"):
+        read_small(tmp_path / "kept", 10)
+    with pytest.raises(OSError):
+        replace_file(tmp_path / "other", b"new")
+    with pytest.raises(OSError, match="no file"):
+        read_small("/dev/zero", 10)
 
 
 @pytest.mark.parametrize("when_open", [False, True])

@@ -124,6 +124,24 @@ def sealed(body: bytes, magic: bytes = b"btindex\x01") -> bytes:
     return struct.pack("<8sI", magic, crc32c(body)) + body
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("what", ["a pipe", "a link to what has no end", "a folder"])
+def test_what_is_no_file_counts_as_none(tmp_path: Path, what: str) -> None:
+    desc, _, contents = layer("any gzip")
+    path = kept.path_of(tmp_path, Digest(desc.digest))
+    path.parent.mkdir(parents=True)
+    if what == "a pipe":
+        os.mkfifo(path)
+    elif what == "a folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    assert kept.load(tmp_path, desc) is None
+    if what != "a folder":
+        assert kept.keep(tmp_path, desc, contents), "it gives way to a file"
+        assert kept.load(tmp_path, desc) is not None
+
+
 def test_another_version_counts_as_none(tmp_path: Path) -> None:
     desc, _, contents = layer("plain")
     kept.keep(tmp_path, desc, contents)

@@ -385,3 +385,16 @@ def test_chunks_that_nothing_proved_are_not_taken_for_proven_when_the_digests_ar
     with tee.reader_at(DESC, good.source) as reader:
         assert reader.read_at(chunks(9), 10) == DATA[chunks(9) : chunks(9) + 10]
     tee.close()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["map", "data", "digests"])
+def test_a_pipe_in_place_of_what_was_kept_holds_up_nobody(store: LocalStore, name: str) -> None:
+    origin = Origin(DATA)
+    read(store, origin, 3)
+    path = folder(store) / name if name != "digests" else digests.path_of(store.root, DESC.digest)
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+    read(store, origin, 3, 5)
+    assert asked(origin) >= {3, 5}
