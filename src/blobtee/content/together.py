@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 from blobtee.errors import Cancelled
@@ -50,12 +51,13 @@ class Together(Generic[T]):
             raise Cancelled("the thread that worked for this one too was interrupted") from turn.failure
 
     def _lead(self, turn: _Turn[T]) -> None:
-        with self._lock:
-            turns, self._coming = self._coming, []
-            for each in turns:
-                each.taken = True
+        turns: list[_Turn[T]] = []
         failure: BaseException | None = None
         try:
+            with self._lock:
+                turns, self._coming = self._coming, []
+                for each in turns:
+                    each.taken = True
             self._work([each.item for each in turns])
         except BaseException as error:
             failure = error
@@ -86,7 +88,8 @@ class Together(Generic[T]):
             self._pass_on()
             return
         while turn.taken and not turn.done:
-            turn.called.acquire()
+            with suppress(BaseException):  # one more interrupt changes nothing: it leaves with the first
+                turn.called.acquire()
 
 
 class _Turn(Generic[T]):

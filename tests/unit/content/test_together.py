@@ -141,7 +141,10 @@ def test_an_interrupt_takes_the_item_back_that_nobody_works_for_yet(work: Work, 
     assert work.calls == [[0], [1, 2, 3]]
 
 
-def test_an_interrupted_thread_stays_while_another_works_for_it(work: Work, pool: ThreadPoolExecutor) -> None:
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interrupted_thread_stays_while_another_works_for_it(
+    work: Work, pool: ThreadPoolExecutor, times: int
+) -> None:
     futures = first_and_three(work, pool)
 
     def later() -> None:
@@ -151,6 +154,9 @@ def test_an_interrupted_thread_stays_while_another_works_for_it(work: Work, pool
 
     def end() -> None:
         thread.join()
+        for _ in range(times - 1):
+            time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.05)  # it must not have left by now
         left.append(over.is_set())
         work.may_end.release()
@@ -193,3 +199,37 @@ def test_who_is_called_to_work_for_others_and_interrupted_leaves_it_to_one_of_th
     for other in others[1:]:
         other.result(10)
     assert work.calls == [[0], [2, 3]]
+
+
+class Interrupting:
+    """A lock that interrupts who gives it back, once, if `when` says so."""
+
+    def __init__(self, when: Callable[[], bool]) -> None:
+        self._lock = threading.Lock()
+        self._when: Callable[[], bool] | None = when
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        fires = self._when is not None and self._when()
+        if fires:
+            self._when = None
+        self._lock.release()
+        if fires:
+            raise Killed
+
+
+def test_an_interrupt_before_the_work_for_others_leaves_nobody_waiting(
+    work: Work, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    futures = first_and_three(work, pool)
+    turns = list(work.together._coming)
+    monkeypatch.setattr(work.together, "_lock", Interrupting(lambda: turns[2].taken))
+    work.may_end.release()
+    futures[0].result(10)
+    raised = sorted(type(future.exception(10)).__name__ for future in futures[1:])
+    assert raised == ["Cancelled", "Cancelled", "Killed"]
+    work.may_end.release()
+    work.together.do(4)
+    assert work.calls == [[0], [4]]
