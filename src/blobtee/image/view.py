@@ -110,8 +110,8 @@ class View:
         return stack
 
     def settle(self, path: str, node: Node) -> Node:
-        """`node` as it is seen at `path`: for a hard link, the file that it names."""
-        return self._at(path, node)
+        """`node` as it is seen at `path`: for a hard link, the file that it names. Each has a budget of its own."""
+        return View(self._index_of, self._top)._at(path, node)
 
     def _indexes(self) -> Iterator[LayerIndex]:
         if self._own is not None:
@@ -124,7 +124,7 @@ class View:
             return Node(path, node.entry, node.layer)
         assert node.layer is not None
         target = node.linkname
-        lower = View(self._index_of, node.layer)
+        lower = View(self._index_of, node.layer, budget=self._budget)
         try:
             _, found = lower.resolve(target, follow_last=False)
         except NotFound:

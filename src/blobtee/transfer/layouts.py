@@ -139,7 +139,11 @@ class LayoutSource:
 
 
 class LayoutSink:
-    """A layout in a directory, made when missing. Each blob is complete, checked and synced before it has its name."""
+    """A layout in a directory, made when missing. Each blob is complete, checked and synced before it has its name.
+
+    So one that is there and as long as it should be is trusted, whoever wrote it, and not read: a copy would cost as
+    much as the first one each time. One that is damaged shows to who reads it, as all readers of layouts check.
+    """
 
     at_once = 4
     single = False

@@ -343,6 +343,14 @@ def test_paths_that_would_take_days_to_follow_are_refused(monkeypatch: pytest.Mo
         list(tree(*[small] * 30).walk())
 
 
+def test_hard_links_to_a_link_that_takes_long_to_follow_share_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = "d/" * 100
+    hidden = [w(f"{deep}x"), h("link", f"{deep}x"), *(h(f"d/{n}", "link") for n in range(20))]
+    monkeypatch.setattr(index, "MAX_STEPS", 30_000)
+    with pytest.raises(TooLarge, match="too long to follow"):
+        tree([f(f"{deep}x")], hidden).lookup("d/1")
+
+
 def test_a_hard_link_in_each_of_many_layers_is_followed_to_the_base() -> None:
     links = [[h(f"f{n}", f"f{n - 1}")] for n in range(1, 400)]
     seen = tree([f("f0", "the one")], *links, compression=Compressed.NONE)
