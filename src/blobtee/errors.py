@@ -41,8 +41,11 @@
 
 from __future__ import annotations
 
+import copy
 import errno
-from typing import ClassVar
+from typing import ClassVar, TypeVar
+
+_E = TypeVar("_E", bound=Exception)
 
 
 class BlobteeError(Exception):
@@ -193,6 +196,14 @@ class LazyUnavailable(RemoteError):
     """No source can bring a lazy blob. A builder may treat it as a cache miss instead of a failed build."""
 
     code = "FAILED_PRECONDITION"
+
+
+def one_more(error: _E) -> _E:
+    """Another error like this one, which caused it: threads that raise the same object add to each other's traceback.
+    For errors made of their text alone, and those of the system."""
+    other = copy.copy(error)
+    other.__cause__ = error
+    return other
 
 
 def from_os_error(error: OSError, doing: str) -> BlobteeError:

@@ -20,7 +20,7 @@ from blobtee.content.api import Info
 from blobtee.content.database import Database
 from blobtee.content.files import make_directory, sync_directory
 from blobtee.content.together import Together
-from blobtee.errors import BlobteeError
+from blobtee.errors import BlobteeError, one_more
 from blobtee.oci import Digest
 
 Claim = Callable[[], None]
@@ -73,10 +73,13 @@ class Arrival:
             make_directory(Path(self.directory))
             os.rename(self.data, self.target)
         self._named = True
+
+    def finish(self) -> None:
+        """What the file is when nothing can undo it any more, as good as it goes: until then a writer may go on."""
         with suppress(OSError):
+            lastuse.came(self.target)
             # Only against accidents; not every file system has rights.
             os.chmod(self.target, 0o444)
-            lastuse.came(self.target)
 
     def undo(self, database: Database) -> None:
         """Nobody may rely on a name that is not durable: the file gets its old one again. Twice is as good as once."""
@@ -125,6 +128,9 @@ class Arrivals:
             for arrival in arrivals:
                 arrival.undo(self._database)
             raise
+        for arrival in arrivals:
+            if arrival.error is None:
+                arrival.finish()
 
     def _attempt(self, work: Callable[[], object], arrivals: Sequence[Arrival]) -> None:
         """Do what `arrivals` need, or none of them comes."""
@@ -132,5 +138,5 @@ class Arrivals:
             work()
         except Exception as error:
             for arrival in arrivals:
-                arrival.error = error
+                arrival.error = one_more(error)
                 arrival.undo(self._database)

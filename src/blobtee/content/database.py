@@ -28,6 +28,7 @@ from blobtee.errors import (
     ResourceExhausted,
     StorageError,
     StorageFull,
+    one_more,
 )
 
 BUSY_SECONDS = 30.0
@@ -118,7 +119,7 @@ class Database:
             except _Failed:
                 pass
             except BlobteeError as error:
-                return [error] * len(works)
+                return [one_more(error) for _ in works]
         return [self._alone(work) for work in works]
 
     def _alone(self, work: Callable[[sqlite3.Connection], object]) -> Exception | None:

@@ -207,6 +207,7 @@ def test_a_transaction_that_cannot_be_made_durable_is_the_failure_of_all(
 
     futures = at_once(store, pool, lambda: commit(store, "b"), lambda: commit(store, "c", bad))
     assert all(isinstance(future.exception(), Internal) for future in futures)
+    assert futures[0].exception() is not futures[1].exception()
     assert claims(store) == ["a"]
     assert [info.labels["name"] for info in store.walk()] == ["a"]
     for name in ("b", "c"):
@@ -254,8 +255,11 @@ def test_names_that_cannot_be_made_durable_are_none(
         patch.setattr(os, "fsync", broken(os.fsync, others, OSError(errno.EIO, "Input/output error")))
         futures = at_once(store, pool, lambda: commit(store, "b"), lambda: commit(store, "c"))
     assert all(isinstance(future.exception(), StorageError) for future in futures)
+    causes = [future.exception().__cause__ for future in futures]  # type: ignore[union-attr]
+    assert causes[0] is not causes[1], "threads that raise the same object add to each other's traceback"
     assert [info.labels["name"] for info in store.walk()] == ["a"]
     for name in ("b", "c"):
+        assert os.stat(data_of(store, name)).st_mode & 0o200, "whoever is not root could not go on with it"
         assert commit_again(store, name).labels == {"name": name}
 
 
