@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from blobtee.content.api import ReaderAt
@@ -67,12 +67,14 @@ class Lingering:
             shared.users -= 1
             shared.idle_since = time.monotonic()
             current = self._open.get(digest) is shared
-            over = not shared.users and (self._closed or not current)
+            if current and not self._closed and self._thread is None:
+                thread = threading.Thread(target=self._run, name="blobtee-linger", daemon=True)
+                with suppress(RuntimeError):  # no more threads: nothing stays open then
+                    thread.start()
+                    self._thread = thread
+            over = not shared.users and (self._closed or not current or self._thread is None)
             if over and current:
                 del self._open[digest]
-            if current and not over and self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="blobtee-linger", daemon=True)
-                self._thread.start()
         if over:
             _close(shared.reader)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import socket
@@ -32,6 +33,8 @@ from blobtee.registry import Registry
 from blobtee.transfer.obtaining import HASTY, Obtaining
 from blobtee.transfer.remote import default_registry
 from blobtee.wire import content, control
+
+_logger = logging.getLogger(__name__)
 
 DEFAULT_TENANT = "default"
 
@@ -137,7 +140,10 @@ class Server:
             if self._limiter is not None:
                 self._limiter.start()
         except BaseException:
-            self.stop(0)
+            try:
+                self.stop(0)
+            except Exception:  # of what had half begun; the first error is the one to tell
+                _logger.warning("what had started could not be ended", exc_info=True)
             raise
         self.metrics.gauge("blobtee_ingests", "Unfinished blobs.", self._ingests)
         self.metrics.gauge("blobtee_connections", "Connections of clients.", lambda: {"": serving.stats().connections})

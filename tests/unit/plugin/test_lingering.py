@@ -161,3 +161,16 @@ def test_many_at_once_open_and_close_each_once() -> None:
         thread.join()
     lingering.close()
     assert {reader.closed for reader in make.made} == {1}
+
+
+def test_without_a_thread_to_close_it_later_it_closes_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    make = Maker()
+    lingering = Lingering(60)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        lingering.reader(ONE, make).close()
+        assert make.made[0].closed == 1
+        lingering.close()

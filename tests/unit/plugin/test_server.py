@@ -8,7 +8,9 @@ import pytest
 
 from blobtee.content import LocalStore
 from blobtee.plugin import server
+from blobtee.plugin.lazy import LazyBlobs
 from blobtee.plugin.server import Listen, Server
+from blobtee.plugin.serving import Serving
 from blobtee.plugin.sockets import listens
 from blobtee.plugin.sweeping import Sweeper
 
@@ -28,6 +30,26 @@ def test_without_a_thread_for_the_sweep_nothing_is_served(
     assert not path.exists()
     with Server(store, [Listen("one", path)]):
         assert listens(path)
+
+
+def test_the_first_error_of_a_start_is_told_whatever_its_end_meets(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = Server(store, [Listen("one", tmp_path / "s.sock")])
+
+    def first(serving: Serving) -> None:
+        raise AttributeError("the C core lacks something")
+
+    def second(lazy: LazyBlobs) -> None:
+        raise RuntimeError("cannot join thread before it is started")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Serving, "start", first)
+        patch.setattr(LazyBlobs, "close", second)
+        with pytest.raises(AttributeError, match="the C core"):
+            refused.start()
+    assert "could not be ended" in caplog.text
+    refused.stop(0)
 
 
 @pytest.mark.parametrize(
