@@ -52,6 +52,8 @@ class SocketFile:
                 listener.listen(_BACKLOG)
             except BaseException:
                 listener.close()
+                with suppress(OSError):
+                    os.unlink(self.temporary)
                 raise
         return listener
 

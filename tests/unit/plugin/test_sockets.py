@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from blobtee.errors import AlreadyExists, InvalidArgument, PermissionDenied
+from blobtee.errors import AlreadyExists, InvalidArgument, PermissionDenied, StorageError
 from blobtee.plugin.sockets import SocketFile
 
 
@@ -81,3 +81,14 @@ def test_a_folder_that_may_not_be_looked_into_is_an_error_of_ours(
     monkeypatch.setattr(os, "lstat", forbidden)
     with pytest.raises(PermissionDenied, match="make the socket"):
         SocketFile(tmp_path / "s")
+
+
+def test_a_socket_that_cannot_listen_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(listener: socket.socket, backlog: int) -> None:
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    file = SocketFile(tmp_path / "s")
+    monkeypatch.setattr(socket.socket, "listen", refuse)
+    with pytest.raises(StorageError, match="make the socket"):
+        file.listen()
+    assert list(tmp_path.iterdir()) == []
