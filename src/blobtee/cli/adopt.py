@@ -10,7 +10,9 @@ import click
 from blobtee.cli.errors import FAILED
 from blobtee.cli.session import Session, verb
 from blobtee.cli.sizes import counted, nbytes
+from blobtee.errors import InvalidArgument
 from blobtee.plugin.adopting import adopt, content_root
+from blobtee.plugin.references import check_name
 
 
 @click.command()
@@ -37,6 +39,10 @@ def command(session: Session, path: Path, in_place: bool, tenant: str, metadata:
       blobtee adopt /var/lib/containerd
       blobtee adopt --in-place /var/lib/containerd/io.containerd.content.v1.content
     """
+    try:
+        check_name(tenant)
+    except InvalidArgument as error:
+        raise click.UsageError(str(error)) from error
     source = content_root(path)
     if in_place:
         session.root = source

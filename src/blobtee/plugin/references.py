@@ -57,6 +57,12 @@ class Reference:
     labels: Mapping[str, str]
 
 
+def check_name(tenant: str) -> None:
+    """`InvalidArgument`: no name for a tenant."""
+    if not _NAME.match(tenant):
+        raise InvalidArgument(f"no name of a tenant: {tenant!r:.80} (letters, digits, - _ and dots, 63 at most)")
+
+
 class References:
     """The references of all tenants of a store. Thread-safe, also across processes."""
 
@@ -67,8 +73,7 @@ class References:
 
     def begin(self, tenant: str) -> None:
         """Make the tenant, if it is not there. `InvalidArgument`: no name for one."""
-        if not _NAME.match(tenant):
-            raise InvalidArgument(f"no name of a tenant: {tenant!r:.80} (letters, digits, - _ and dots, 63 at most)")
+        check_name(tenant)
         self._leases.ensure(_LEASE + tenant, flat=True)
 
     def tenants(self) -> set[str]:

@@ -366,7 +366,9 @@ def test_adopting_tells_what_it_took_and_what_it_did_not(run: Run, tmp_path: Pat
     assert f"damaged, not taken: {Digest.of(b'two')}" in result.err
     assert run("adopt", "--no-verify", "--in-place", str(tmp_path / "old")).text.startswith("tenant default holds 2 ")
     assert run("adopt", str(tmp_path)).status == 1
-    assert run("adopt", "--tenant", "a/b", str(tmp_path / "old")).status == 1
+    misnamed = run("adopt", "--tenant", "a/b", str(tmp_path / "old"))
+    assert misnamed.status == 2, "that is wrong usage, as it is of `serve`"
+    assert "no name of a tenant: 'a/b'" in misnamed.err
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"auths": 7}', b"\xff"])
