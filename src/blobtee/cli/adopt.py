@@ -9,10 +9,11 @@ import click
 
 from blobtee.cli.errors import FAILED
 from blobtee.cli.session import Session, verb
-from blobtee.cli.sizes import counted, nbytes
+from blobtee.cli.sizes import nbytes
 from blobtee.errors import InvalidArgument
 from blobtee.plugin.adopting import adopt, content_root
 from blobtee.plugin.references import check_name
+from blobtee.wording import counted
 
 
 @click.command()

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 import click
 
 from blobtee.cli.session import Session, verb
-from blobtee.cli.sizes import counted, nbytes
+from blobtee.cli.sizes import nbytes
 from blobtee.content.filters import parse
 from blobtee.errors import InvalidArgument
+from blobtee.wording import counted
 
 
 @click.command()

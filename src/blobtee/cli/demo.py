@@ -19,7 +19,7 @@ from blobtee import transfer
 from blobtee.cache import RefConfig
 from blobtee.cli import machine
 from blobtee.cli.session import AddressType, PlatformType, Session, verb
-from blobtee.cli.sizes import counted, nbytes
+from blobtee.cli.sizes import nbytes
 from blobtee.compression import Compression
 from blobtee.content import LocalStore, total_size
 from blobtee.errors import Internal, NotFound
@@ -30,6 +30,7 @@ from blobtee.registry import Registry
 from blobtee.tasks import Event, Reporter, reporting
 from blobtee.tasks.progress import current_reporter
 from blobtee.testing import MemoryRegistry
+from blobtee.wording import counted
 
 _LIKELY_FILES = ("/etc/os-release", "/usr/lib/os-release", "/etc/passwd", "/etc/hosts")
 _PIECE = 1 << 20

@@ -11,13 +11,14 @@ from blobtee.cache import GRACE_SECONDS, CacheManager, Collected, Share
 from blobtee.cli.errors import FAILED
 from blobtee.cli.origins import registry_of
 from blobtee.cli.session import Session, verb
-from blobtee.cli.sizes import SizeType, counted, nbytes
+from blobtee.cli.sizes import SizeType, nbytes
 from blobtee.content import LocalStore
 from blobtee.oci import Digest
 from blobtee.plugin.known import KnownBlobs
 from blobtee.transfer.evictable import Held
 from blobtee.transfer.evicting import Gone, Shrunk, shrink
 from blobtee.transfer.obtaining import HASTY, Obtaining
+from blobtee.wording import counted
 
 
 @click.command()

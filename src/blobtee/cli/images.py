@@ -6,7 +6,7 @@ import click
 
 from blobtee.cli.copy import nearby_store
 from blobtee.cli.session import Session, verb
-from blobtee.cli.sizes import counted
+from blobtee.wording import counted
 
 
 @click.command()

@@ -14,12 +14,13 @@ from blobtee.cli.doctor import refused
 from blobtee.cli.options import BandwidthType, compression_options, wish
 from blobtee.cli.output import printable
 from blobtee.cli.session import AddressType, PlatformType, Session, verb
-from blobtee.cli.sizes import counted, nbytes
+from blobtee.cli.sizes import nbytes
 from blobtee.content import total_size
 from blobtee.errors import FailedPrecondition, InvalidReference, from_os_error
 from blobtee.image import Image, read_hints
 from blobtee.oci import Descriptor, Platform, Reference
 from blobtee.plugin.sockets import refusal
+from blobtee.wording import counted
 
 _NAMED = 5
 

@@ -1,4 +1,4 @@
-"""Sizes and counts as people write them."""
+"""Sizes as people write them."""
 
 from __future__ import annotations
 
@@ -36,8 +36,3 @@ def nbytes(n: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
-
-
-def counted(n: int, what: str) -> str:
-    """1 blob, 2 blobs."""
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"

@@ -8,7 +8,8 @@ from blobtee import transfer
 from blobtee.cli.errors import MISMATCH, NOT_FOUND
 from blobtee.cli.origins import registry_of
 from blobtee.cli.session import Session, verb
-from blobtee.cli.sizes import counted, nbytes
+from blobtee.cli.sizes import nbytes
+from blobtee.wording import counted
 
 
 @click.command()

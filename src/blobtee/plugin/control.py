@@ -13,6 +13,7 @@ from blobtee.plugin.lazy import LazyBlobs
 from blobtee.plugin.observer import Observer
 from blobtee.registry import Registry
 from blobtee.wire.control import SERVICE, messages
+from blobtee.wording import counted
 
 _logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class ControlService(calls.Service):
             )
         layers = known.manifest.layers
         self._lazy.know(layers, known.source)
-        _logger.info("knows %s, %d layers", known.name, len(layers))
+        _logger.info("knows %s, %s", known.name, counted(len(layers), "layer"))
         return messages.PullResponse(
             name=known.name,
             digest=known.descriptor.digest,

@@ -19,6 +19,7 @@ from blobtee.plugin.metrics import Metrics
 from blobtee.transfer.evictable import Held
 from blobtee.transfer.evicting import Shrunk, shrink, usage
 from blobtee.transfer.obtaining import Obtaining
+from blobtee.wording import counted
 
 _logger = logging.getLogger(__name__)
 
@@ -136,8 +137,8 @@ class Limiter:
         if went:
             self._metrics.count_evicted(went, shrunk.nbytes)
             _logger.info(
-                "%d blobs of %d bytes are lazy again; the store takes %d of %d bytes",
-                went,
+                "%s made lazy again, %d bytes; the store takes %d of %d bytes",
+                counted(went, "blob"),
                 shrunk.nbytes,
                 shrunk.after,
                 self._limit,
@@ -149,10 +150,10 @@ class Limiter:
         elif not self._said and (shrunk.after - later > self._limit or self._waiting >= _PATIENCE):
             self._said = True
             told = ", ".join(
-                f"{share.blobs} {reason.text} ({share.nbytes} bytes)" for reason, share in shrunk.held.items()
+                f"{reason.text}: {share.blobs} ({share.nbytes} bytes)" for reason, share in shrunk.held.items()
             )
             _logger.warning(
-                "the store takes %d bytes, may take %d, and no more may go: %s%s",
+                "the store takes %d bytes, may take %d, and no more may go (%s)%s",
                 shrunk.after,
                 self._limit,
                 told,

@@ -17,6 +17,7 @@ from blobtee.plugin.lazy import LazyBlobs
 from blobtee.plugin.references import References
 from blobtee.seeking import kept
 from blobtee.tee import leftovers
+from blobtee.wording import counted
 
 _logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ class Sweeper:
                 removed = self.sweep()
                 pause = min(2 * (pause or QUIET_SECONDS), RETRY_SECONDS) if self._in_hands else None
                 if removed:
-                    _logger.info("removed %d blobs that nobody holds", removed)
+                    _logger.info("removed %s that nobody holds", counted(removed, "blob"))
             except Closed:
                 return
             except Exception as error:

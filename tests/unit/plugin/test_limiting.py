@@ -193,7 +193,7 @@ def test_a_rest_that_may_not_go_is_said_once(
         for _ in range(3):
             looking.look()
     (record,) = [record for record in caplog.records if record.name == "blobtee.plugin.limiting"]
-    assert "1 blobs that are only here" in record.getMessage()
+    assert f"blobs that are only here: 1 ({len(sent)} bytes)" in record.getMessage()
     one.delete(Digest.of(sent))
     store.delete(Digest.of(sent))
     looking.look()
@@ -219,7 +219,9 @@ def test_what_was_used_a_moment_ago_is_left_and_not_complained_of(
         assert (shrunk.blobs, shrunk.held[Held.RECENT].blobs) == ({}, 1)
         assert bool(caplog.records) is (number >= 9), "it may go later, for a while"
     used(store, FIRST, limiting.SPARE_SECONDS + 1)
-    shrunk = looking.look()
+    with caplog.at_level(logging.INFO, "blobtee.plugin.limiting"):
+        shrunk = looking.look()
+    assert caplog.messages[-1].startswith(f"1 blob made lazy again, {FIRST.size} bytes; the store takes ")
     assert shrunk is not None
     assert set(shrunk.blobs) == {FIRST.digest}
 
