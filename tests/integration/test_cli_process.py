@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -45,8 +46,12 @@ def big_layer(size: int) -> Layer:
     return layer({"data": Generated(size).read()}, compression=Compressed.NONE)
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [["--help"], ["pull", "--help"], ["--version"], ["doctor"]])
-def test_no_room_for_what_is_printed_is_no_defect(environ: dict[str, str], arguments: list[str]) -> None:
+def test_no_room_for_what_is_printed_is_no_defect(
+    environ: dict[str, str], arguments: list[str], unbuffered: str
+) -> None:
+    environ["PYTHONUNBUFFERED"] = unbuffered
     with open("/dev/full", "wb") as full:
         result = subprocess.run(
             [*BLOBTEE, *arguments], env=environ, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False
@@ -178,8 +183,49 @@ def test_closed_standard_streams_do_no_harm(server: MemoryRegistry, environ: dic
         subprocess.run(["sh", "-c", f"{command} 2>&-"], env=environ, stdout=subprocess.PIPE, check=False).returncode
         == 0
     )
-    closed = subprocess.run(["sh", "-c", f"{command} >&-"], env=environ, stderr=subprocess.PIPE, check=False)
-    assert b"Traceback" not in closed.stderr
+
+
+def test_data_that_find_standard_output_closed_are_not_lost_in_silence(
+    server: MemoryRegistry, environ: dict[str, str]
+) -> None:
+    source = image([{"f": b"1"}])
+    name = source.push(server, "team/app")
+    for arguments, status in (
+        (["pull", name], 1),
+        (["cat", name], 1),
+        (["cat", name, "f"], 1),
+        (["cat", source.layers[0].descriptor.digest], 1),
+        (["--version"], 1),
+        (["verify", "--help"], 1),
+        (["pull", "nothing here"], 2),
+    ):
+        command = " ".join([*BLOBTEE, *(repr(argument) for argument in arguments)])
+        closed = subprocess.run(["sh", "-c", f"{command} >&-"], env=environ, stderr=subprocess.PIPE, check=False)
+        said = closed.stderr.decode()
+        assert closed.returncode == status, (arguments, said)
+        assert (status == 2) or "error: cannot write to standard output: Bad file descriptor\n" in said
+        assert "Traceback" not in said
+        assert "defect" not in said
+
+
+def test_room_for_a_part_alone_is_an_error_without_a_buffer_too(
+    server: MemoryRegistry, environ: dict[str, str], tmp_path: Path
+) -> None:
+    source = image([big_layer((2 << 20) + 500_000)])
+    run(environ, "pull", source.push(server, "team/app"))
+    digest = source.layers[0].descriptor.digest
+    limit = (2 << 20) + 1000
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    environ["PYTHONUNBUFFERED"] = "1"
+    with open(tmp_path / "out", "wb") as out:
+        done = subprocess.run(
+            [*BLOBTEE, "cat", digest], env=environ, stdout=out, stderr=subprocess.PIPE, preexec_fn=limited, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"blobtee: error: cannot write to standard output: File too large")
 
 
 def on_a_terminal(environ: dict[str, str], *arguments: str) -> bytes:

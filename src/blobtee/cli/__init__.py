@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -28,13 +29,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _occupy_standard_streams() -> None:
     """Put /dev/null where a standard stream was closed: else the next file opened would take its number, and be
-    written to by whoever prints."""
+    written to by whoever prints. Data find it closed all the same: standard output cannot be written to (EBADF).
+
+    One that is unbuffered (PYTHONUNBUFFERED) gets its buffer back: without it a file that has room for a part of what
+    is written takes that part, and says nothing.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            nowhere = os.open(os.devnull, os.O_RDWR)
+            nowhere = os.open(os.devnull, os.O_RDONLY if name == "stdout" else os.O_RDWR)
             if nowhere != number:
                 os.dup2(nowhere, number)
                 os.close(nowhere)
             setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+    if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):
+        encoding, errors = sys.stdout.encoding, sys.stdout.errors
+        sys.stdout = open(sys.stdout.fileno(), "w", encoding=encoding, errors=errors, closefd=False)  # noqa: SIM115
