@@ -58,6 +58,15 @@ def read(store: LocalStore, name: str, registry: Registry, server: MemoryRegistr
                 assert server.counters.sent["blob"] <= 2 * CHUNK, f"{digest} came whole"
 
 
+def check_whole(name: str, store: LocalStore, registry: Registry) -> None:
+    """What is here is right, and what is not comes, for the same bytes."""
+    assert transfer.verify(store).good
+    transfer.pull(name, store, registry=registry).close()
+    for digest, layer in LAYERS.items():
+        with store.reader_at(layer.descriptor) as reader:
+            assert reader.read_at(0, layer.descriptor.size) == layer.data, digest
+
+
 def test_a_kill_at_any_change_loses_nothing(server: MemoryRegistry, tmp_path: Path) -> None:
     name = SOURCE.push(server, "team/app")
     with Registry() as registry:
@@ -99,11 +108,7 @@ def test_beside_collecting_reading_filling_and_pulling_by_other_processes(
         done[work] += told(process)
     assert all(done[work] for work in works), done
     with LocalStore(root) as store, Registry() as registry:
-        assert transfer.verify(store).good
-        transfer.pull(name, store, registry=registry).close()
-        for digest, layer in LAYERS.items():
-            with store.reader_at(layer.descriptor) as reader:
-                assert reader.read_at(0, layer.descriptor.size) == layer.data, digest
+        check_whole(name, store, registry)
 
 
 STRESS = float(os.environ.get("BLOBTEE_EVICT_STRESS", "8"))
@@ -164,11 +169,7 @@ def test_killed_again_and_again_beside_a_registry_that_has_lost_a_layer_and_chok
     assert kills > 3
     server.faults.clear()
     with LocalStore(root) as store, Registry() as registry:
-        assert transfer.verify(store).good
-        transfer.pull(name, store, registry=registry).close()
-        for digest, layer in LAYERS.items():
-            with store.reader_at(layer.descriptor) as reader:
-                assert reader.read_at(0, layer.descriptor.size) == layer.data, digest
+        check_whole(name, store, registry)
         with registry.with_settings(HASTY) as hasty:
             done = shrink(store, 0, obtaining=Obtaining(hasty))
         assert done.blobs.keys() == LAYERS.keys() - {lost.descriptor.digest}

@@ -1,7 +1,8 @@
 """How blobs come: their rows, their names and the sync of their names, once for all that come at the same time.
 
-A blob's row, with what keeps it, is durable before its file gets the blob's name, and nobody is told of the blob before
-the name is durable. A failure in between undoes what was done for that blob.
+A blob's row, with what keeps it, is durable before its file gets the blob's name, and who brings it is told of it when
+the name is durable. A failure in between undoes what was done for that blob. Others who look for the file meanwhile
+take no lock, and see it from its name on.
 """
 
 from __future__ import annotations
