@@ -1,7 +1,8 @@
 """Making room, killed at each point, and beside others: the processes that `test_evict_processes` looks after.
 
 evict_worker.py crash ROOTS                 in each copy of a store, ROOTS/k: die at the k-th change of disk or database
-evict_worker.py WORK ROOT NAME SECONDS      do the work again and again; what came of it goes to stdout as a number
+evict_worker.py WORK ROOT NAME SECONDS [WORK…]      do the work again and again, so long and until something has come of
+                                                    each of the named works; how much goes to stdout as a number
 """
 
 from __future__ import annotations
@@ -110,14 +111,17 @@ def pull(root: Path, name: str) -> int:
 WORK = {each.__name__: each for each in (make_room, keep_below, collect, read, unlazy, pull)}
 
 
-def main(work: str, root: str, name: str = "", seconds: str = "0") -> None:
+def main(work: str, root: str, name: str = "", seconds: str = "0", *works: str) -> None:
     if work == "crash":
         crash(Path(root))
         return
     done = 0
     deadline = time.monotonic() + float(seconds)
-    while time.monotonic() < deadline:
+    come = [Path(f"{root}-{each}") for each in works]
+    while time.monotonic() < deadline or not all(path.exists() for path in come):
         done += WORK[work](Path(root), name)
+        if done and works:
+            Path(f"{root}-{work}").touch()
         if work not in (make_room.__name__, keep_below.__name__):
             time.sleep(random.random() / 10)  # else there is hardly a moment in which nobody has the image open
     print(done)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import http.client
 import os
+import random
 import re
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,8 @@ auth:
   htpasswd: {{realm: registry, path: {passwords}}}
 """
 _ACCESS = re.compile(r'"(GET|HEAD|PUT|POST|PATCH|DELETE) (\S+) HTTP/1\.[01]" (\d{3}) (\d+)')
+
+_TOLD = re.compile(r"^(?:State|Pid|voluntary_ctxt_switches|nonvoluntary_ctxt_switches):\t(\S+)", re.MULTILINE)
 
 
 @dataclass
@@ -80,7 +83,9 @@ class DockerRegistry:
             self._process = None
 
     def requests(self) -> list[tuple[str, str, int, int]]:
-        """Method, path with query, status and body bytes of every request that has ended so far."""
+        """Method, path with query, status and body bytes of every request that has been answered so far."""
+        if self._process is not None:
+            settle(self._process.pid)
         found = _ACCESS.findall(self.log.read_text(errors="replace"))
         return [(method, path, int(status), int(nbytes)) for method, path, status, nbytes in found]
 
@@ -107,9 +112,35 @@ def tool(name: str) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port of loopback that nobody has, for a server that binds it later, and again when it is restarted.
+
+    It is none of those that the kernel gives away by itself: another test's server or connection may get any of them
+    before that.
+    """
+    low, high = (int(word) for word in Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    ours = [port for port in range(10_000, 1 << 16) if not low <= port <= high]
+    for port in random.SystemRandom().sample(ours, min(1000, len(ours))):
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError(f"no port is free outside of {low} to {high}, which the kernel gives away")
+
+
+def settle(pid: int) -> None:
+    """Wait until a server has nothing more to do: it writes into its log what it has answered already."""
+    deadline = time.monotonic() + 30
+    before: list[list[str]] | None = None
+    while True:
+        threads: list[list[str]] = []
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                threads.append(_TOLD.findall((task / "status").read_text()))
+        # All sleep, and none of them was up since the look before.
+        if threads == before and all(thread[0] == "S" for thread in threads):
+            return
+        assert time.monotonic() < deadline, f"process {pid} does not come to rest: {threads}"
+        before = threads
+        time.sleep(0.002)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from blobtee.registry import Credential
 from blobtee.testing.http import Headers, Request, Response, Server
-from tests.integration.servers import DockerRegistry, free_port, running_registry, tool
+from tests.integration.servers import DockerRegistry, free_port, running_registry, settle, tool
 
 LIFETIME = 2
 """Seconds that a link is good for; nginx counts whole ones."""
@@ -158,7 +158,9 @@ class SignedRegistry:
             self._process = None
 
     def requests(self) -> list[Line]:
-        """Those that have ended so far."""
+        """Those that have been answered so far."""
+        if self._process is not None:
+            settle(self._process.pid)
         ports = {str(self.front): "front", str(self.storage): "storage"}
         found = re.findall(r"^(\d+) (\S+) (\S+) (\d+) (\d+)$", (self.folder / "access.log").read_text(), re.MULTILINE)
         return [
