@@ -102,12 +102,9 @@ class Arrivals:
         self._together = Together(self._settle)
 
     def settle(self, arrival: Arrival) -> Info:
-        """Make it a blob, durably, or raise what went wrong: then nothing has changed. Inside a transaction of this
-        thread it is done at once, as others would wait for that."""
-        if self._database.in_transaction:
-            self._settle([arrival])
-        else:
-            self._together.do(arrival)
+        """Make it a blob, durably, or raise what went wrong: then nothing has changed. Not inside a transaction of this
+        thread, which those would wait for that do it for all."""
+        self._together.do(arrival)
         if arrival.error is not None:
             raise arrival.error
         return arrival.info

@@ -28,6 +28,7 @@ from blobtee.errors import (
     AlreadyExists,
     BlobteeError,
     DataLoss,
+    Internal,
     NotFound,
     PermissionDenied,
     SizeMismatch,
@@ -342,9 +343,15 @@ class Blobs:
 
     @contextmanager
     def _writing(self, digest: Digest) -> Iterator[None]:
-        """Hold the blob's lock; the file system's errors in the block leave as ours."""
+        """Hold the blob's lock; the file system's errors in the block leave as ours.
+
+        `Internal` inside a transaction of this thread: who has the lock may be waiting for that, so that both would
+        wait for ever.
+        """
         if self._locks is None:
             raise PermissionDenied(f"the store in {self._root} is read-only")
+        if self._database.in_transaction:
+            raise Internal(f"blob {digest} was to be changed inside a transaction, which others may wait for")
         with self._locks.holding(f"blob:{digest}"), os_errors(f"change blob {digest}"):
             yield
 

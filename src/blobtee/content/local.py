@@ -60,6 +60,7 @@ class LocalStore:
     in a sentence each what was found damaged and set aside at the opening. After a fork the child opens its own.
 
     An existing store that may not be written is opened for reading (`read_only`); changing it is `PermissionDenied`.
+    Inside a transaction of `metadata` no blob is made or changed, which is `Internal`; it may be discarded.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:

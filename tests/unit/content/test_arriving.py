@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import errno
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 
 from blobtee.content import Info, LocalStore
-from blobtee.errors import Cancelled, Internal, NotFound, StorageError
+from blobtee.errors import AlreadyExists, Cancelled, Internal, NotFound, StorageError
 from tests.conformance.blobs import digest_of
 
 NAMES = ("a", "b", "c", "d")
@@ -279,16 +278,28 @@ def test_an_interrupt_undoes_what_was_begun_for_all(
         assert commit_again(store, name).labels == {"name": name}
 
 
-def test_who_is_in_a_transaction_waits_for_nobody(store: LocalStore, pool: ThreadPoolExecutor, tmp_path: Path) -> None:
+def test_who_is_in_a_transaction_changes_no_blob(store: LocalStore, pool: ThreadPoolExecutor) -> None:
+    """Whoever has the blob's lock waits for that transaction: waiting for the lock in turn would be for ever."""
     data = store.root / "data"
-    data.write_bytes(b"b")
+    data.write_bytes(b"a")
+    commit(store, "b")
     waiting = store._blobs._arrivals._together
     with store.metadata.transaction():
         other = pool.submit(commit, store, "a")
         wait_until(lambda: waiting._working)
-        done = threading.Event()
-        assert store.take_in(data, DIGESTS["b"]).digest == DIGESTS["b"]
-        done.set()
+        for name, change in (
+            ("a", lambda: store.take_in(data, DIGESTS["a"])),
+            ("a", lambda: store.link(data, DIGESTS["a"])),
+            ("a", lambda: store.delete(DIGESTS["a"])),
+            ("b", lambda: store.update(DIGESTS["b"], {"name": "another"})),
+            ("b", lambda: store.quarantine(DIGESTS["b"])),
+            ("b", lambda: store.forget(DIGESTS["b"])),
+        ):
+            with pytest.raises(Internal, match=DIGESTS[name]):
+                change()
         assert not other.done()
     assert other.result(10).labels == {"name": "a"}
-    assert {info.digest for info in store.walk()} == {DIGESTS["a"], DIGESTS["b"]}
+    assert {info.labels["name"] for info in store.walk()} == {"a", "b"}
+    assert data.read_bytes() == b"a"
+    with pytest.raises(AlreadyExists):
+        store.take_in(data, DIGESTS["a"])
