@@ -1,8 +1,8 @@
 """How blobs come: their rows, their names and the sync of their names, once for all that come at the same time.
 
 A blob's row, with what keeps it, is durable before its file gets the blob's name, and who brings it is told of it when
-the name is durable. A failure in between undoes what was done for that blob. Others who look for the file meanwhile
-take no lock, and see it from its name on.
+the name is durable. A failure in between undoes what was done for that blob. Others see the file from its name on, and
+by its rights whether that is durable (`settling`): until then who is to rely on the blob waits for its lock.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ from blobtee.content import lastuse, records
 from blobtee.content.api import Info
 from blobtee.content.database import Database
 from blobtee.content.files import make_directory, sync_directory
+from blobtee.content.settling import COMING, SETTLED
 from blobtee.content.together import Together
 from blobtee.errors import BlobteeError, one_more
 from blobtee.oci import Digest
@@ -50,6 +52,7 @@ class Arrival:
         self._context = contextvars.copy_context()
         self._announced = False
         self._named = False
+        self._rights: int | None = None
 
     def announce(self, connection: sqlite3.Connection) -> None:
         """Write the row, in a transaction."""
@@ -67,7 +70,13 @@ class Arrival:
         self._announced = True
 
     def name(self) -> None:
-        """Give the file its name, which is not durable yet."""
+        """Give the file its name, which is not durable yet, and does not look it."""
+        rights = stat.S_IMODE(os.stat(self.data).st_mode)
+        if rights != COMING:
+            # What is linked may have those of a blob; of a file system that refuses there is no telling.
+            with suppress(OSError):
+                os.chmod(self.data, COMING)
+                self._rights = rights
         try:
             os.rename(self.data, self.target)
         except FileNotFoundError:
@@ -77,10 +86,10 @@ class Arrival:
 
     def finish(self) -> None:
         """What the file is when nothing can undo it any more, as good as it goes: until then a writer may go on."""
+        with suppress(OSError):  # not every file system has rights
+            os.chmod(self.target, SETTLED)
         with suppress(OSError):
             lastuse.came(self.target)
-            # Only against accidents; not every file system has rights.
-            os.chmod(self.target, 0o444)
 
     def undo(self, database: Database) -> None:
         """Nobody may rely on a name that is not durable: the file gets its old one again. Twice is as good as once."""
@@ -88,6 +97,10 @@ class Arrival:
             self._named = False
             with suppress(OSError):
                 os.rename(self.target, self.data)
+        if self._rights is not None:
+            rights, self._rights = self._rights, None
+            with suppress(OSError):
+                os.chmod(self.data, rights)
         if self._announced:
             self._announced = False
             with suppress(BlobteeError), database.transaction() as connection:  # a row alone means nothing

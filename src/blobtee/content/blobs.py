@@ -24,6 +24,7 @@ from blobtee.content.database import Database, among
 from blobtee.content.files import FileReader, os_errors, set_aside, sync_directory
 from blobtee.content.labels import checked, merged
 from blobtee.content.locks import Locks
+from blobtee.content.settling import WRITABLE, Settling
 from blobtee.errors import (
     AlreadyExists,
     BlobteeError,
@@ -56,6 +57,7 @@ class Blobs:
         self._database = database
         self._locks = locks
         self._arrivals = Arrivals(database)
+        self._settling = Settling()
         database.migrate("blobs", records.STEPS)
 
     def path(self, digest: Digest) -> Path:
@@ -92,7 +94,9 @@ class Blobs:
 
     def has(self, digest: Digest) -> bool:
         """Is it there, as long as it should be?"""
-        found = self._stat(digest)
+        return self._is_whole(digest, self._settled(digest))
+
+    def _is_whole(self, digest: Digest, found: os.stat_result | None) -> bool:
         if found is None:
             return False
         row = self._row(digest)
@@ -100,7 +104,9 @@ class Blobs:
 
     def info(self, digest: Digest) -> Info:
         """`NotFound`; `DataLoss` when the file has not the size that the blob had when it was committed."""
-        found = self._stat(digest)
+        return self._info(digest, self._settled(digest))
+
+    def _info(self, digest: Digest, found: os.stat_result | None) -> Info:
         if found is None:
             raise NotFound(f"no blob {digest} in {self._root}")
         row = self._row(digest)
@@ -117,7 +123,7 @@ class Blobs:
                 self._check_missing(digest, claim)
 
     def _check_missing(self, digest: Digest, claim: Claim) -> None:
-        if self.has(digest):
+        if self._is_whole(digest, self._settled(digest, locked=True)):
             claim()
             raise AlreadyExists(f"blob {digest} is in the store already")
 
@@ -127,7 +133,7 @@ class Blobs:
         query = f"SELECT digest, size FROM blobs WHERE NOT quarantined AND digest IN ({marks})"
         with self._database.reading() as connection:
             known: dict[str, int] = dict(connection.execute(query, values).fetchall())
-        found = ((digest, self._stat(digest)) for digest in digests)
+        found = ((digest, self._settled(digest)) for digest in digests)
         return {
             digest: status.st_size
             for digest, status in found
@@ -157,7 +163,7 @@ class Blobs:
 
     def update(self, digest: Digest, labels: Mapping[str, str | None], replace: bool) -> Info:
         with self._writing(digest):
-            before = self.info(digest)
+            before = self._info(digest, self._settled(digest, locked=True))
             after = Info(
                 digest,
                 before.size,
@@ -206,7 +212,7 @@ class Blobs:
         try:
             with os_errors(f"give back the bytes of blob {digest}"):
                 try:
-                    info = self.info(digest)
+                    info = self._info(digest, self._settled(digest, locked=True))
                     fd = os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
                 except (NotFound, FileNotFoundError):
                     return False
@@ -314,6 +320,41 @@ class Blobs:
         except OSError as error:
             raise from_os_error(error, f"look for blob {digest}") from error
         return found if stat.S_ISREG(found.st_mode) else None
+
+    def _settled(self, digest: Digest, *, locked: bool = False) -> os.stat_result | None:
+        """As `_stat`, for who tells somebody that the blob is there: it is there to stay, or is none.
+
+        While its name is not durable, this waits for who brings it; what nobody brings is made durable now. A store
+        that may only be read tells what it sees. `locked`: the caller has the blob's lock.
+        """
+        found = self._stat(digest)
+        if found is None or not found.st_mode & WRITABLE or self._locks is None or self._settling.knows(found):
+            return found
+        with os_errors(f"keep blob {digest}"):
+            if locked:
+                return self._settle(digest)
+            if not self._database.in_transaction:
+                with self._locks.holding(f"blob:{digest}"):
+                    return self._settle(digest)
+            # Who has the lock may be waiting for this transaction.
+            if not self._locks.try_acquire(f"blob:{digest}"):
+                # Should he fail to do the same, the blob was not there after all.
+                sync_directory(os.path.dirname(self.file(digest)))
+                return self._stat(digest)
+            try:
+                return self._settle(digest)
+            finally:
+                self._locks.release(f"blob:{digest}")
+
+    def _settle(self, digest: Digest) -> os.stat_result | None:
+        """Under the blob's lock, where everybody else has settled it, undone it or gone."""
+        found = self._stat(digest)
+        if found is None or self._settling.knows(found):
+            return found
+        try:
+            return self._settling.settle(self.file(digest))
+        except FileNotFoundError:  # removed by somebody who takes no locks
+            return None
 
     def _row(self, digest: Digest) -> records.Record | None:
         with self._database.reading() as connection:

@@ -8,7 +8,8 @@
     <root>/.blobtee.lock                  the locks of all of it (`content.locks`)
 
 The first two are containerd's own layout and, with the names, an OCI image layout (`spec/content.md` section 4): a root
-that either of them made is adopted as it is.
+that either of them made is adopted as it is; a file that may be written is synced when its blob is first asked for, and
+may not be written then (`content.settling`).
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ class LocalStore:
         return self._blobs.reader(desc)
 
     def info(self, digest: str) -> Info:
-        """See `InfoProvider`. `DataLoss` as for `reader_at`."""
+        """See `InfoProvider`. `DataLoss` as for `reader_at`. A blob that is just coming is waited for, but not inside a
+        transaction of `metadata`; `StorageError` when what others left or put there cannot be made durable."""
         self._check_open()
         return self._blobs.info(Digest(digest))
 
@@ -132,12 +134,13 @@ class LocalStore:
         return self._blobs.file(digest)
 
     def has(self, digest: Digest) -> bool:
-        """Whether the blob is here and not known to be damaged, which costs less than `info` of one that is not."""
+        """Whether the blob is here to stay and not known to be damaged, which costs less than `info` of one that is
+        not. Waits, and fails, as `info`."""
         self._check_open()
         return self._blobs.has(digest)
 
     def sizes(self, digests: Sequence[Digest]) -> dict[Digest, int]:
-        """Sizes in bytes of those of `digests`, some hundreds at most, that are here and not known to be damaged."""
+        """Sizes in bytes of those of `digests`, some hundreds at most, of which `has` is true."""
         self._check_open()
         return self._blobs.sizes(digests)
 
