@@ -21,7 +21,7 @@ TENANT = "one"
 def hold(store: LocalStore, count: int) -> list[Digest]:
     """Let the tenant hold so many blobs, as if they had been written one by one."""
     references = References(store.metadata)
-    references.begin(TENANT)
+    references.begin(TENANT, store)
     now = time.time_ns()
     digests = [Digest.of(b"%d" % number) for number in range(count)]
     for digest in digests:

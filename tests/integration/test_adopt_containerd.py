@@ -99,3 +99,24 @@ def test_garbage_of_another_life_is_left(tmp_path: Path, busybox: Path) -> None:
     (folder / "root" / CONTENT / "blobs" / "sha256" / Digest.of(stray).hex).write_bytes(stray)
     done = adopt("--root", tmp_path / "store", folder / "root")
     assert (done["held"], done["garbage"]) == (count, 1)
+
+
+def test_a_store_that_has_lost_its_database_keeps_every_image(tmp_path: Path, busybox: Path) -> None:
+    folder = tmp_path / "c"
+    with running_blobtee(tmp_path / "b", "one") as blobtee:
+        with running_containerd(folder, "1.6", blobtee.socket("one")) as containerd:
+            containerd.do("images", "import", busybox)
+            blobs = set(listed(containerd))
+    for path in blobtee.root.glob("blobtee.db*"):
+        path.unlink()
+    stray = b"garbage"
+    (blobtee.root / "blobs" / "sha256" / Digest.of(stray).hex).write_bytes(stray)
+    gc = [*BLOBTEE, "gc", "--root", str(blobtee.root), "--grace", "0"]
+    assert subprocess.run(gc, check=False, capture_output=True, timeout=60).returncode == 1
+    with running_blobtee(tmp_path / "b", "one", root=blobtee.root) as blobtee:
+        assert subprocess.run(gc, check=False, capture_output=True, timeout=60).returncode == 0
+        with running_containerd(folder, "1.6", blobtee.socket("one")) as containerd:
+            hello(containerd)
+            assert set(listed(containerd)) == blobs
+            containerd.do("images", "rm", "--sync", NAME)  # it collects only when it lets go of something itself
+            wait_for("all bytes go, also those that it does not know", lambda: not blobtee.blobs(), 30)

@@ -19,6 +19,7 @@ from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
+from blobtee.cache import holders
 from blobtee.cache.inuse import in_use
 from blobtee.cache.leases import variants_lease
 from blobtee.cache.marking import Marking
@@ -91,6 +92,8 @@ def collect(manager: CacheManager, *, dry_run: bool, grace: float) -> Collected:
     done = _Done()
     for _ in range(_LOOKS):
         survey = _Survey(manager, grace)
+        if survey.lost:
+            return done.collected(survey, *survey.lost, "nothing is removed while nobody knows what that needs")
         if survey.marking.blind:
             return done.collected(survey, "nothing is removed while nobody knows what belongs to that")
         if dry_run:
@@ -113,7 +116,10 @@ class _Survey:
         store = manager.store
         layout = getattr(store, "layout", None)
         self._layout = layout if isinstance(layout, Layout) else None
+        root = store.root if isinstance(store, LocalStore) else None
+        recorded = holders.recorded(root) if root is not None else set()
         holdings = {holding.lease.id: holding for holding in manager.leases.holdings()}
+        self.lost = holders.lost(root, recorded, holdings) if root is not None else []
         self.fingerprint = self._layout.fingerprint() if self._layout is not None else None
         roots = self._layout.all() if self._layout is not None else []
         records = {record.id: record for record in manager.records.all()}

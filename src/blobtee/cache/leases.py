@@ -85,9 +85,9 @@ class Leases:
         self._database = database
         database.migrate("cache.leases", _STEPS)
 
-    def ensure(self, lease_id: str, *, flat: bool = False) -> None:
-        """Make a lease that does not expire; one that is there already stays as it is."""
-        self._insert(Lease(lease_id, time.time_ns(), None, flat), owner="")
+    def ensure(self, lease_id: str, *, flat: bool = False) -> bool:
+        """Make a lease that does not expire; False when it is there already, which stays as it is."""
+        return self._insert(Lease(lease_id, time.time_ns(), None, flat), owner="")
 
     def create(
         self,
@@ -169,6 +169,11 @@ class Leases:
         with self._database.reading() as connection:
             rows = connection.execute("SELECT id, created_at, expires_at, flat, labels FROM cache_leases ORDER BY id")
             return [_lease(*row) for row in rows.fetchall()]
+
+    def ids(self) -> set[str]:
+        """Of all leases, also of those that cannot be read."""
+        with self._database.reading() as connection:
+            return {lease_id for (lease_id,) in connection.execute("SELECT id FROM cache_leases").fetchall()}
 
     def delete(self, lease_id: str) -> None:
         """Drop the lease and its hold; one that is not there is no error."""
@@ -256,12 +261,13 @@ class Leases:
         with self._database.reading() as connection:
             return connection.execute("SELECT 1 FROM cache_leases WHERE id = ?", (lease_id,)).fetchone() is not None
 
-    def _insert(self, lease: Lease, *, owner: str) -> None:
+    def _insert(self, lease: Lease, *, owner: str) -> bool:
         with self._database.transaction() as connection:
-            connection.execute(
+            done = connection.execute(
                 "INSERT OR IGNORE INTO cache_leases VALUES (?, ?, ?, ?, ?, ?)",
                 (lease.id, lease.created_at, lease.expires_at, lease.flat, owner, json.dumps(dict(lease.labels))),
             )
+        return done.rowcount == 1
 
 
 def _lease(lease_id: str, created_at: object, expires_at: object, flat: object, labels: object) -> Lease:

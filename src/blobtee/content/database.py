@@ -372,7 +372,8 @@ class Database:
         code = code & 0xFF if code is not None else None
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return DataLoss(
-                f"{self._what} is damaged ({error}); move it away to start with fresh metadata, the blobs stay"
+                f"{self._what} is damaged ({error}); stop all that use it, move {self._what}* away and "
+                "start again: the blobs stay"
             )
         if code == sqlite3.SQLITE_FULL:
             return StorageFull(f"cannot write {self._what}: {error}; free some space and run the same command again")

@@ -17,11 +17,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from blobtee.cache import holders
 from blobtee.cache.leases import Leases
+from blobtee.content import LocalStore
 from blobtee.content.database import Database, among
 from blobtee.content.labels import checked, merged
 from blobtee.errors import DataLoss, InvalidArgument, NotFound
 from blobtee.oci import Digest
+from blobtee.wording import counted
 
 _logger = logging.getLogger(__name__)
 
@@ -71,10 +74,26 @@ class References:
         self._leases = Leases(database)
         database.migrate("plugin.references", _STEPS)
 
-    def begin(self, tenant: str) -> None:
-        """Make the tenant, if it is not there. `InvalidArgument`: no name for one."""
+    def begin(self, tenant: str, store: LocalStore) -> None:
+        """Make the tenant in `store`, whose references these are, if it is not there. `InvalidArgument`: no name for
+        one.
+
+        One that was there before, when the database was another, holds every blob of the store from here on: what it
+        does not know, its containerd lets go of when it next collects content, and what it does know is perhaps nowhere
+        else.
+        """
         check_name(tenant)
-        self._leases.ensure(_LEASE + tenant, flat=True)
+        lease = _LEASE + tenant
+        with self._database.transaction():
+            if self._leases.ensure(lease, flat=True) and lease in holders.recorded(store.root):
+                blobs = [Reference(info.digest, info.created_at, info.updated_at, {}) for info in store.walk()]
+                self.take_over(tenant, blobs)
+                _logger.warning(
+                    "what tenant %s held was lost with the database: it holds %s until its containerd lets go of them",
+                    tenant,
+                    counted(len(blobs), "blob"),
+                )
+        holders.record(store.root, lease)
 
     def tenants(self) -> set[str]:
         """Every tenant that the store knows."""
@@ -122,7 +141,7 @@ class References:
                 raise NotFound(f"blob {digest} was removed")
             done = connection.execute(
                 f"INSERT OR IGNORE INTO tenant_blobs (tenant, {_COLUMNS}) VALUES (?, ?, ?, ?, ?)",
-                (tenant, digest, now, now, json.dumps(made.labels) if made.labels else "{}"),
+                (tenant, digest, now, now, _text(made.labels)),
             )
             if not done.rowcount:
                 return None
@@ -131,13 +150,17 @@ class References:
             return made
 
     def take_over(self, tenant: str, references: Iterable[Reference]) -> None:
-        """Hold blobs that are there for the tenant, as another program knew them. One it holds already stays as it is.
-        All or none of them."""
+        """Hold blobs that are there for the tenant, as another program knew them. One it holds already stays as it is,
+        unless nothing is known of it. All or none of them."""
         with self._database.transaction() as connection:
-            taken = [reference for reference in references if self.hold(tenant, reference.digest, reference.labels)]
+            taken = []
+            for reference in references:
+                digest = reference.digest
+                if self.hold(tenant, digest, reference.labels) or not self._has_labels(connection, tenant, digest):
+                    taken.append(reference)
             connection.executemany(
-                "UPDATE tenant_blobs SET created_at = ?, updated_at = ? WHERE tenant = ? AND digest = ?",
-                [(each.created_at, each.updated_at, tenant, each.digest) for each in taken],
+                "UPDATE tenant_blobs SET created_at = ?, updated_at = ?, labels = ? WHERE tenant = ? AND digest = ?",
+                [(each.created_at, each.updated_at, _text(each.labels), tenant, each.digest) for each in taken],
             )
 
     def let_go(self, tenant: str, digest: str, *, is_there: bool = True) -> None:
@@ -162,7 +185,7 @@ class References:
             )
             connection.execute(
                 "UPDATE tenant_blobs SET updated_at = ?, labels = ? WHERE tenant = ? AND digest = ?",
-                (after.updated_at, json.dumps(dict(after.labels)), tenant, digest),
+                (after.updated_at, _text(after.labels), tenant, digest),
             )
         return after
 
@@ -185,6 +208,12 @@ class References:
             connection.executemany("DELETE FROM tenant_orphans WHERE digest = ?", [(digest,) for digest in digests])
 
     @staticmethod
+    def _has_labels(connection: sqlite3.Connection, tenant: str, digest: str) -> bool:
+        """Whether the tenant, which holds the blob, has labels on it."""
+        query = "SELECT 1 FROM tenant_blobs WHERE tenant = ? AND digest = ? AND labels != '{}'"
+        return connection.execute(query, (tenant, digest)).fetchone() is not None
+
+    @staticmethod
     def _is_orphan(connection: sqlite3.Connection, digest: str) -> bool:
         return connection.execute("SELECT 1 FROM tenant_orphans WHERE digest = ?", (digest,)).fetchone() is not None
 
@@ -192,6 +221,10 @@ class References:
 def is_tenant(lease_id: str) -> bool:
     """Whether the lease is that of a tenant."""
     return lease_id.startswith(_LEASE)
+
+
+def _text(labels: Mapping[str, str]) -> str:
+    return json.dumps(dict(labels)) if labels else "{}"
 
 
 def _reference(row: tuple[str, int, int, str]) -> Reference:

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from itertools import islice
 
+from blobtee.cache import holders
 from blobtee.cache.leases import Leases
 from blobtee.cache.marking import Marking
 from blobtee.content import LocalStore
@@ -65,11 +66,16 @@ class Sweeper:
     def sweep(self) -> int:
         """Remove the orphans that nobody needs; how many blobs went.
 
-        Nothing goes while a document of an image is damaged, so that nobody knows what belongs to it.
+        Nothing goes while a document of an image is damaged, so that nobody knows what belongs to it, or while what a
+        tenant held is lost.
         """
         self._in_hands = False
         orphans = self._references.orphans()
         if not orphans:
+            return 0
+        recorded = holders.recorded(self._store.root)
+        if lost := holders.lost(self._store.root, recorded, self._leases.ids()):
+            _logger.warning("nothing is removed: %s", "; ".join(lost))
             return 0
         # The leases before the images: work that ends lets its image have a name before its lease goes.
         followed = self._leases.followed()

@@ -46,7 +46,7 @@ class Tenant:
         on_delete: Callable[[], None] = lambda: None,
     ) -> None:
         """Make the tenant, if the store does not know it yet. `InvalidArgument`: no name for one."""
-        references.begin(name)
+        references.begin(name, store)
         self.name = name
         self._store = store
         self._references = references

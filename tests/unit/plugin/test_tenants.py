@@ -418,9 +418,9 @@ def test_a_reference_that_cannot_be_read_hides_no_other(
 
 
 def test_a_reference_to_no_digest_hides_no_other(one: Tenant, store: LocalStore) -> None:
-    digest = put(one)
+    digest, other = put(one), put(one, b"2")
     with store.metadata.transaction() as connection:
-        connection.execute("UPDATE tenant_blobs SET digest = 'nonsense' WHERE digest = ?", (put(one, b"2"),))
+        connection.execute("UPDATE tenant_blobs SET digest = 'nonsense' WHERE digest = ?", (other,))
     assert digests(one) == [digest]
 
 

@@ -115,7 +115,7 @@ class _Taking:
         self._references = References(store.metadata)
 
     def run(self, known: Mapping[Digest, metadata.Known] | None) -> None:
-        self._references.begin(self._tenant)
+        self._references.begin(self._tenant, self._store)
         done = self._done
         found: set[Digest] = set()
         batch: list[tuple[Reference, Path]] = []
