@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 
-from blobtee.content.database import Database, among
+from blobtee.content.database import Database, among, unreadable
 from blobtee.content.labels import checked
-from blobtee.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound
+from blobtee.errors import AlreadyExists, InvalidArgument, NotFound
 from blobtee.tasks import shield
 
 TEMPORARY = "buildkit/lease.temporary"
@@ -279,7 +279,7 @@ def _lease(lease_id: str, created_at: object, expires_at: object, flat: object, 
         if not isinstance(created_at, int) or not (expires_at is None or isinstance(expires_at, int)):
             raise ValueError("its times are no numbers")
     except (TypeError, ValueError, RecursionError) as error:
-        raise DataLoss(f"lease {lease_id!r:.80} cannot be read: {error}") from None
+        raise unreadable(f"lease {lease_id!r:.80}", error) from None
     return Lease(lease_id, created_at, expires_at, bool(flat), found)
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from blobtee.compression import Compression
-from blobtee.content.database import Database
-from blobtee.errors import AlreadyExists, DataLoss, NotFound
+from blobtee.content.database import Database, unreadable
+from blobtee.errors import AlreadyExists, NotFound
 from blobtee.oci import Descriptor, Digest
 
 _STEPS = (
@@ -250,7 +250,7 @@ def _record(connection: sqlite3.Connection, row: tuple[str, ...]) -> Record:
             recipe=_recipe(row[13]),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataLoss(f"the record of ref {record_id} is damaged: {error}") from error
+        raise unreadable(f"the record of ref {record_id}", error) from error
 
 
 def _written(recipe: Recipe | None) -> str:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from blobtee.content.database import Database
+from blobtee.content.database import Database, unreadable
 from blobtee.content.files import os_errors
-from blobtee.errors import DataLoss, InvalidArgument, NotFound, from_os_error
+from blobtee.errors import InvalidArgument, NotFound, from_os_error
 from blobtee.tasks import check
 
 _STEPS = (
@@ -73,7 +73,7 @@ class Snapshots:
         try:
             return Snapshot(snapshot_id, Form(row[0]), Path(os.fsdecode(row[1])))
         except (ValueError, TypeError) as error:
-            raise DataLoss(f"what is known of snapshot {snapshot_id} is damaged: {error}") from error
+            raise unreadable(f"what is known of snapshot {snapshot_id}", error) from error
 
     def remove_unused(self, snapshot_id: str) -> None:
         """Forget the directory when no record says that it is made of it. The directory itself is left alone."""

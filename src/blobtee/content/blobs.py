@@ -7,6 +7,7 @@ labels are there in a blob's first moment and a row alone means nothing. A file 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
@@ -21,7 +22,8 @@ from blobtee.content import filters, lastuse, records
 from blobtee.content.api import Info
 from blobtee.content.arrivals import Arrival, Arrivals, Claim
 from blobtee.content.database import Database, among
-from blobtee.content.files import FileReader, os_errors, set_aside, sync_directory
+from blobtee.content.digester import digest_of, digester
+from blobtee.content.files import PIECE, FileReader, os_errors, set_aside, sync_directory
 from blobtee.content.labels import checked, merged
 from blobtee.content.locks import Locks
 from blobtee.content.settling import WRITABLE, Settling
@@ -37,6 +39,7 @@ from blobtee.errors import (
 )
 from blobtee.oci import Descriptor, Digest
 from blobtee.oci.digest import LENGTHS
+from blobtee.tasks import check
 
 _logger = logging.getLogger(__name__)
 
@@ -239,6 +242,24 @@ class Blobs:
             row = self._row(digest)
             if row is not None and row.absence == records.EVICTED and self._stat(digest) is None:
                 self._restore(digest, None)
+
+    def mend(self, digest: Digest) -> bool:
+        """See `LocalStore.mend`."""
+        with self._writing(digest):
+            hashing = digester(digest.algorithm)
+            with open(lastuse.open_file(self.file(digest)), "rb", buffering=0) as file:
+                found = os.fstat(file.fileno())
+                row = self._row(digest)
+                if not stat.S_ISREG(found.st_mode) or row is None or row.quarantined or row.info.size == found.st_size:
+                    return False
+                while data := file.read(PIECE):
+                    check()
+                    hashing.update(data)
+            if digest_of(digest.algorithm, hashing) != digest:
+                return False
+            with self._database.transaction() as connection:
+                records.write(connection, dataclasses.replace(row.info, size=found.st_size))
+            return True
 
     def last_used(self, digest: Digest) -> int:
         """Nanoseconds since the epoch; `NotFound`."""

@@ -43,6 +43,7 @@ takes room for its log, and an index of that, before anything can be read: who i
 
 _IDLE = 8
 _logger = logging.getLogger(__name__)
+_REMEDY = "stop all that use the store, move blobtee.db* away and start again: the blobs stay"
 _STEPS_TABLE = "CREATE TABLE IF NOT EXISTS migrations (component TEXT PRIMARY KEY, version INTEGER NOT NULL)"
 
 
@@ -163,6 +164,13 @@ class Database:
                     connection.execute("ROLLBACK")
                 raise
 
+    def check(self) -> None:
+        """Read all of it: `DataLoss` when SQLite finds it damaged, also where nobody has looked yet."""
+        with self.reading() as connection:
+            (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            raise DataLoss(f"{self._what} is damaged ({found:.300}); {_REMEDY}")
+
     def reserve(self) -> None:
         """Take room on the disk for `RESERVE` bytes of changes, for as long as the database is open in some process: so
         that on a full disk what is not needed can still be let go of, which is a change too. As good as it goes.
@@ -270,7 +278,7 @@ class Database:
     def _version(connection: sqlite3.Connection, component: str) -> int:
         row = connection.execute("SELECT version FROM migrations WHERE component = ?", (component,)).fetchone()
         if row is not None and not isinstance(row[0], int):
-            raise DataLoss("the version of the tables of the metadata is no number")
+            raise unreadable("the version of the tables of the metadata", "it is no number")
         return row[0] if row is not None else 0
 
     def _newer(self) -> BlobteeError:
@@ -371,10 +379,7 @@ class Database:
         code = getattr(error, "sqlite_errorcode", None)
         code = code & 0xFF if code is not None else None
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            return DataLoss(
-                f"{self._what} is damaged ({error}); stop all that use it, move {self._what}* away and "
-                "start again: the blobs stay"
-            )
+            return DataLoss(f"{self._what} is damaged ({error}); {_REMEDY}")
         if code == sqlite3.SQLITE_FULL:
             return StorageFull(f"cannot write {self._what}: {error}; free some space and run the same command again")
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
@@ -384,6 +389,11 @@ class Database:
         if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
             return StorageError(f"cannot use {self._what}: {error}")
         return Internal(f"a statement on {self._what} failed: {error}")
+
+
+def unreadable(what: str, why: object) -> DataLoss:
+    """The error for a row that SQLite gives, but that no version of blobtee has written."""
+    return DataLoss(f"{what} cannot be read: {why}; {_REMEDY}")
 
 
 def among(values: Sequence[str]) -> tuple[str, tuple[str, ...]]:

@@ -201,6 +201,12 @@ class LocalStore:
         self._check_open()
         return self._blobs.quarantine(Digest(digest))
 
+    def mend(self, digest: str) -> bool:
+        """Whether the file has the blob's own bytes, and only the metadata said another size; they are right then.
+        `NotFound`: there is no file. Reads all of it."""
+        self._check_open()
+        return self._blobs.mend(Digest(digest))
+
     def link(self, path: Path, digest: Digest) -> Info:
         """Make the file at `path`, whose bytes the caller has proven and nobody changes, the blob `digest` by a hard
         link. `AlreadyExists`; `FailedPrecondition`: the two are on different file systems, or this one has no links."""

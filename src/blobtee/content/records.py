@@ -6,7 +6,8 @@ import json
 import sqlite3
 
 from blobtee.content.api import Info
-from blobtee.errors import DataLoss, InvalidDigest
+from blobtee.content.database import unreadable
+from blobtee.errors import InvalidDigest
 from blobtee.oci import Digest
 
 STEPS = (
@@ -42,15 +43,15 @@ class Record:
         try:
             parsed = json.loads(labels) if labels != "{}" else {}
         except (ValueError, TypeError, RecursionError) as error:
-            raise DataLoss(f"the labels of blob {name} cannot be read: {error}") from None
+            raise unreadable(f"the labels of blob {name}", error) from None
         if not isinstance(parsed, dict) or not all(isinstance(value, str) for value in parsed.values()):
-            raise DataLoss(f"the labels of blob {name} are no labels")
+            raise unreadable(f"the labels of blob {name}", "they are no texts by name")
         if not (isinstance(size, int) and isinstance(created_at, int) and isinstance(updated_at, int)):
-            raise DataLoss(f"size or times of blob {name} are no numbers")
+            raise unreadable(f"the row of blob {name}", "size or times are no numbers")
         try:
             self.info = Info(digest or Digest(name), size, created_at, updated_at, parsed)
         except (InvalidDigest, TypeError) as error:
-            raise DataLoss(f"a row of the metadata is of no blob: {error}") from None
+            raise unreadable("a row of the metadata", error) from None
         self.absence = absence
         self.quarantined = absence == BROKEN
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from blobtee.cache.leases import Leases
 from blobtee.content import LocalStore
+from blobtee.content.database import unreadable
 from blobtee.errors import DataLoss, InvalidReference, NotFound
 from blobtee.oci import Descriptor, Digest, Reference
 from blobtee.plugin.references import is_tenant
@@ -74,7 +75,7 @@ class KnownBlobs:
             if type(size) is not int or size < 0 or not isinstance(media_type, str):
                 raise ValueError("there is no size, or no type")
         except (TypeError, ValueError, RecursionError, InvalidReference) as error:
-            raise DataLoss(f"where lazy blob {digest} comes from cannot be read: {error}") from None
+            raise unreadable(f"where lazy blob {digest} comes from", error) from None
         return Lazy(Descriptor(media_type, digest, size), sources)
 
     def sources(self, desc: Descriptor) -> tuple[Reference, ...]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from blobtee.cache import holders
 from blobtee.cache.leases import Leases
 from blobtee.content import LocalStore
-from blobtee.content.database import Database, among
+from blobtee.content.database import Database, among, unreadable
 from blobtee.content.labels import checked, merged
 from blobtee.errors import DataLoss, InvalidArgument, NotFound
 from blobtee.oci import Digest
@@ -233,5 +233,5 @@ def _reference(row: tuple[str, int, int, str]) -> Reference:
         if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
             raise ValueError("its labels are no texts by name")
     except (TypeError, ValueError, RecursionError, InvalidArgument) as error:
-        raise DataLoss(f"what a tenant knows of blob {row[0]!r:.200} cannot be read: {error}") from None
+        raise unreadable(f"what a tenant knows of blob {row[0]!r:.200}", error) from None
     return Reference(digest, row[1], row[2], labels)

@@ -61,8 +61,11 @@ def verify(store: MetadataStore, *, repair: bool = False, registry: Registry | N
 
     With `repair`, what is broken is taken out of the store (set aside, where the store can) and brought again from
     where it came: the sources in its labels and in those of manifests, and the names of the images. What cannot be
-    had again stays out. Progress is one piece of work, `verify`, over all bytes.
+    had again stays out. Progress is one piece of work, `verify`, over all bytes. `DataLoss`: the store's metadata are
+    damaged.
     """
+    if isinstance(store, LocalStore):
+        store.metadata.check()
     infos = sorted(store.walk(), key=lambda info: -info.size)
     broken = _hash_all(store, infos)
     needs = _Needs(store, [info.digest for info in infos if info.digest not in broken])
@@ -251,7 +254,7 @@ def _repair(store: MetadataStore, problems: Sequence[Problem], needs: _Needs, re
 def _repair_one(store: MetadataStore, problem: Problem, needs: _Needs, registry: Registry) -> Problem:
     digest = problem.digest
     try:
-        if problem.kind == "broken" and _is_whole_now(store, digest):
+        if problem.kind == "broken" and (_is_whole_now(store, digest) or _is_mended(store, digest)):
             return replace(problem, repaired=True)
         info = _take_out(store, digest) if problem.kind == "broken" else None
         known = dict(needs.origins.get(digest, {}))
@@ -284,6 +287,13 @@ def _is_whole_now(store: MetadataStore, digest: Digest) -> bool:
         return False
     with tasks.reporting(None):
         return not _hash_all(store, [info])
+
+
+def _is_mended(store: MetadataStore, digest: Digest) -> bool:
+    """Whether the bytes were right all the time: what says otherwise in the store is corrected then."""
+    with contextlib.suppress(NotFound):
+        return isinstance(store, LocalStore) and store.mend(digest)
+    return False
 
 
 def _take_out(store: MetadataStore, digest: Digest) -> Info | None:

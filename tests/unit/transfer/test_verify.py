@@ -10,6 +10,7 @@ import pytest
 
 from blobtee import tasks
 from blobtee.content import LocalStore, MemoryStore
+from blobtee.errors import DataLoss, NotFound
 from blobtee.oci import Digest
 from blobtee.registry import Registry
 from blobtee.testing import MemoryRegistry, image
@@ -150,6 +151,39 @@ def test_a_lost_document_is_brought_again_from_the_image_s_name(
     store.delete(source.descriptor.digest)
     assert verify(store, repair=True, registry=client).good
     open_image(name, store, registry=client).close()
+
+
+def test_a_good_blob_of_which_only_the_metadata_are_wrong_is_not_taken_out(store: LocalStore) -> None:
+    data = b"nowhere else" * 100_000
+    with store.writer("ref") as writer:
+        writer.write(data)
+        digest = writer.commit(labels={"a": "b"}).digest
+    with store.metadata.transaction() as connection:
+        connection.execute("UPDATE blobs SET size = size + 4096")
+    assert [problem.kind for problem in verify(store).problems] == ["broken"]
+    assert verify(store, repair=True).good
+    assert (store.info(digest).size, store.info(digest).labels) == (len(data), {"a": "b"})
+    damage(store, digest, data + b"!")
+    assert not store.mend(digest)
+    with pytest.raises(NotFound):
+        store.mend(Digest.of(b"none"))
+    assert verify(store).problems
+
+
+def test_metadata_that_are_damaged_where_nobody_looks_are_found(store: LocalStore, tmp_path: Path) -> None:
+    with store.metadata.transaction() as connection:
+        connection.execute("CREATE TABLE more (text TEXT)")
+        connection.executemany("INSERT INTO more VALUES (?)", [("x" * 1000,) for _ in range(100)])
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'more'").fetchone()
+    store.close()
+    path = store.root / "blobtee.db"
+    with path.open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xff" * 4096)
+    with LocalStore(store.root) as again:
+        assert list(again.walk()) == []
+        with pytest.raises(DataLoss, match=r"move blobtee.db\* away"):
+            verify(again)
 
 
 def test_a_store_in_memory_is_verified_too(server: MemoryRegistry, client: Registry) -> None:
