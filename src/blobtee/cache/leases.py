@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 
-from blobtee.content.database import Database, among, unreadable
+from blobtee.content.database import Database, among, rows, unreadable
 from blobtee.content.labels import checked
 from blobtee.errors import AlreadyExists, InvalidArgument, NotFound
 from blobtee.tasks import shield
@@ -126,12 +126,17 @@ class Leases:
 
     def add(self, lease_id: str, resources: Iterable[str], *, kind: str = CONTENT) -> None:
         """Hold `resources` (digests, for content) by the lease; what it holds already is no error. `NotFound`."""
+        rest = iter(resources)
         with self._database.transaction() as connection:
-            done = connection.executemany(
-                "INSERT OR IGNORE INTO cache_lease_resources SELECT id, ?, ? FROM cache_leases WHERE id = ?",
-                [(kind, resource, lease_id) for resource in resources],
-            )
-            if done.rowcount <= 0 and not self._is_there(lease_id):
+            added = 0
+            while some := list(islice(rest, _AT_ONCE)):
+                marks, values = rows([(resource,) for resource in some])
+                added += connection.execute(
+                    "INSERT OR IGNORE INTO cache_lease_resources "
+                    f"SELECT id, ?, column1 FROM cache_leases CROSS JOIN (VALUES {marks}) WHERE id = ?",
+                    (kind, *values, lease_id),
+                ).rowcount
+            if not added and not self._is_there(lease_id):
                 raise NotFound(f"no lease {lease_id[:80]!r}")
 
     def drop(self, lease_id: str, resources: Iterable[str], *, kind: str = CONTENT) -> None:

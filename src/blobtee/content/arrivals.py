@@ -11,11 +11,13 @@ import contextvars
 import os
 import sqlite3
 import stat
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import ClassVar, Self
 
 from blobtee.content import lastuse, records
 from blobtee.content.api import Info
@@ -26,11 +28,39 @@ from blobtee.content.together import Together
 from blobtee.errors import BlobteeError, one_more
 from blobtee.oci import Digest
 
-Claim = Callable[[], None]
-"""What somebody writes in the database to keep a blob that comes, in one transaction with the blob's own row.
 
-It may be called again when that transaction failed: what counts is what it did the last time. The thread may be
-another one; the context is that of who gave it."""
+class Claim:
+    """What somebody writes in the database to keep a blob that comes, in one transaction with the blob's own row.
+
+    It may be written again when that transaction failed: what counts is what it did the last time. The thread may be
+    another one.
+    """
+
+    several: ClassVar[bool] = False
+    """Whether the class has a `write_all`."""
+
+    def write(self) -> None:
+        """In a transaction, and in the context of who gave the claim."""
+        raise NotImplementedError
+
+    @classmethod
+    def write_all(cls, claims: Sequence[Self]) -> bool:
+        """Write several of the class by a few statements, of different blobs, in a transaction. False: they have to be
+        written one by one; the transaction is taken back."""
+        raise NotImplementedError
+
+
+class NoClaim(Claim):
+    """For whoever keeps nothing."""
+
+    several = True
+
+    def write(self) -> None:
+        pass
+
+    @classmethod
+    def write_all(cls, claims: Sequence[Self]) -> bool:
+        return True
 
 
 class Arrival:
@@ -44,11 +74,11 @@ class Arrival:
         self.target = target
         self.directory = os.path.dirname(target)
         self.digest = digest
+        self.claim = claim
         self.info = Info(digest, size, 0, 0, labels)
         self.before: records.Record | None = None
         self.error: Exception | None = None
         self._labels = labels
-        self._claim = claim
         self._context = contextvars.copy_context()
         self._announced = False
         self._named = False
@@ -56,18 +86,24 @@ class Arrival:
 
     def announce(self, connection: sqlite3.Connection) -> None:
         """Write the row, in a transaction."""
-        now = time.time_ns()
-        self.before = None
-        self.info = Info(self.digest, self.info.size, now, now, self._labels)
-        self._context.run(self._claim)
-        if not records.add(connection, self.info):
+        info = self.announce_new(time.time_ns())
+        self._context.run(self.claim.write)
+        if not records.add(connection, info):
             self.before = before = records.read(connection, self.digest)
             absence = before.absence if before is not None else records.PLAIN
             if before is not None and absence:
-                self.info = Info(self.digest, self.info.size, now, now, {**before.info.labels, **self._labels})
+                self.info = Info(
+                    self.digest, info.size, info.created_at, info.updated_at, {**before.info.labels, **self._labels}
+                )
             # The mark stays until the file is there: killed before, the blob is still one that has to come back.
             records.write(connection, self.info, absence)
+
+    def announce_new(self, now: int) -> Info:
+        """The row of a blob of which there is none, for who writes it now."""
+        self.before = None
         self._announced = True
+        self.info = Info(self.digest, self.info.size, now, now, self._labels)
+        return self.info
 
     def name(self) -> None:
         """Give the file its name, which is not durable yet, and does not look it."""
@@ -113,6 +149,7 @@ class Arrivals:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._together = Together(self._settle)
+        self._naming = threading.Lock()
 
     def settle(self, arrival: Arrival) -> Info:
         """Make it a blob, durably, or raise what went wrong: then nothing has changed. Not inside a transaction of this
@@ -122,23 +159,54 @@ class Arrivals:
             raise arrival.error
         return arrival.info
 
-    def _settle(self, arrivals: Sequence[Arrival]) -> None:
+    def _settle(self, arrivals: Sequence[Arrival], let_begin: Callable[[], None]) -> None:
         try:
-            errors = self._database.transactions([arrival.announce for arrival in arrivals])
-            for arrival, error in zip(arrivals, errors, strict=True):
-                arrival.error = error
-                if error is None:
-                    self._attempt(arrival.name, [arrival])
-            named: dict[str, list[Arrival]] = {}
-            for arrival in arrivals:
-                if arrival.error is None:
-                    named.setdefault(arrival.directory, []).append(arrival)
-            for directory, there in named.items():
-                self._attempt(partial(sync_directory, directory), there)
+            self._announce(arrivals)
+            # While names become durable, the rows of the next ones do.
+            with self._naming:
+                let_begin()
+                self._name(arrivals)
         except BaseException:
             for arrival in arrivals:
                 arrival.undo(self._database)
             raise
+
+    def _announce(self, arrivals: Sequence[Arrival]) -> None:
+        """Write the rows, durably."""
+        if len(arrivals) > 1 and self._announce_new(arrivals):
+            return
+        errors = self._database.transactions([arrival.announce for arrival in arrivals])
+        for arrival, error in zip(arrivals, errors, strict=True):
+            arrival.error = error
+
+    def _announce_new(self, arrivals: Sequence[Arrival]) -> bool:
+        """By a few statements for all of them: each lets other threads run. False: nothing has changed, as something is
+        known of one of them, or for an error that it has to be told of alone."""
+        by_kind: dict[type[Claim], list[Claim]] = {}
+        for arrival in arrivals:
+            by_kind.setdefault(type(arrival.claim), []).append(arrival.claim)
+        if not all(kind.several for kind in by_kind):
+            return False
+        now = time.time_ns()
+        with suppress(_NotNew, BlobteeError), self._database.transaction() as connection:
+            for kind, claims in by_kind.items():
+                if not kind.write_all(claims):
+                    raise _NotNew
+            if not records.add_all(connection, [arrival.announce_new(now) for arrival in arrivals]):
+                raise _NotNew
+            return True
+        return False
+
+    def _name(self, arrivals: Sequence[Arrival]) -> None:
+        """Give those their names that are announced, durably."""
+        named: dict[str, list[Arrival]] = {}
+        for arrival in arrivals:
+            if arrival.error is None:
+                self._attempt(arrival.name, [arrival])
+            if arrival.error is None:
+                named.setdefault(arrival.directory, []).append(arrival)
+        for directory, there in named.items():
+            self._attempt(partial(sync_directory, directory), there)
         for arrival in arrivals:
             if arrival.error is None:
                 arrival.finish()
@@ -151,3 +219,7 @@ class Arrivals:
             for arrival in arrivals:
                 arrival.error = one_more(error)
                 arrival.undo(self._database)
+
+
+class _NotNew(Exception):
+    """Something is known of a blob that comes."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from blobtee.content import filters, lastuse, records
 from blobtee.content.api import Info
-from blobtee.content.arrivals import Arrival, Arrivals, Claim
+from blobtee.content.arrivals import Arrival, Arrivals, Claim, NoClaim
 from blobtee.content.database import Database, among
 from blobtee.content.digester import digest_of, digester
 from blobtee.content.files import PIECE, FileReader, os_errors, set_aside, sync_directory
@@ -44,10 +44,7 @@ from blobtee.tasks import check
 _logger = logging.getLogger(__name__)
 
 _PAGE = 500
-
-
-def no_claim() -> None:
-    """For whoever keeps nothing."""
+NO_CLAIM = NoClaim()
 
 
 class Blobs:
@@ -119,15 +116,15 @@ class Blobs:
             raise _damaged(digest, row.info.size, found.st_size)
         return row.info
 
-    def check_missing(self, digest: Digest, claim: Claim = no_claim) -> None:
-        """`AlreadyExists` when the blob is there: then `claim` was called while nothing could remove it."""
+    def check_missing(self, digest: Digest, claim: Claim = NO_CLAIM) -> None:
+        """`AlreadyExists` when the blob is there: then `claim` was written while nothing could remove it."""
         if self.has(digest):
             with self._writing(digest):
                 self._check_missing(digest, claim)
 
     def _check_missing(self, digest: Digest, claim: Claim) -> None:
         if self._is_whole(digest, self._settled(digest, locked=True)):
-            claim()
+            claim.write()
             raise AlreadyExists(f"blob {digest} is in the store already")
 
     def sizes(self, digests: Sequence[Digest]) -> dict[Digest, int]:
@@ -144,12 +141,12 @@ class Blobs:
         }
 
     def place(
-        self, data: str | Path, digest: Digest, size: int, labels: Mapping[str, str], claim: Claim = no_claim
+        self, data: str | Path, digest: Digest, size: int, labels: Mapping[str, str], claim: Claim = NO_CLAIM
     ) -> Info:
         """Make the synced file `data` the blob `digest`, durably; any error leaves it where it is.
 
-        `claim` is called inside the transaction that makes the blob's row, before it is there; at `AlreadyExists` while
-        nothing can remove it.
+        `claim` is written inside the transaction that makes the blob's row, before it is there; at `AlreadyExists`
+        while nothing can remove it.
         """
         labels = checked(labels)
         target = self.file(digest)

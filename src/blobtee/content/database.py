@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from urllib.parse import quote
 
@@ -403,6 +404,14 @@ def among(values: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     rounded = 1 << max(0, len(values) - 1).bit_length()
     padded = (*values, *(values[-1] for _ in range(rounded - len(values)) if values))
     return ",".join("?" * len(padded)), padded
+
+
+def rows(values: Sequence[tuple[str | int, ...]]) -> tuple[str, tuple[str | int, ...]]:
+    """What stands behind `VALUES`, and the parameters for it; the last row perhaps more than once, as in `among`."""
+    row = f"({','.join('?' * len(values[0]))})"
+    rounded = 1 << (len(values) - 1).bit_length()
+    padded = chain(chain.from_iterable(values), *(values[-1] for _ in range(rounded - len(values))))
+    return ",".join([row] * rounded), tuple(padded)
 
 
 class _Failed(Exception):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
 
 from blobtee.content.api import Info
-from blobtee.content.database import unreadable
+from blobtee.content.database import rows, unreadable
 from blobtee.errors import InvalidDigest
 from blobtee.oci import Digest
 
@@ -65,6 +66,13 @@ def add(connection: sqlite3.Connection, info: Info) -> bool:
     """Write the row of a blob that has none; False when it has."""
     done = connection.execute(f"INSERT OR IGNORE INTO {_ROW}", _values(info, PLAIN))
     return done.rowcount == 1
+
+
+def add_all(connection: sqlite3.Connection, infos: Sequence[Info]) -> bool:
+    """As `add`, of some dozens of blobs by one statement; False when any of them has a row."""
+    marks, values = rows([_values(info, PLAIN) for info in infos])
+    done = connection.execute(f"INSERT OR IGNORE INTO blobs ({COLUMNS}) VALUES {marks}", values)
+    return done.rowcount == len(infos)
 
 
 def write(connection: sqlite3.Connection, info: Info, absence: int = PLAIN) -> None:

@@ -20,9 +20,10 @@ T = TypeVar("T")
 class Together(Generic[T]):
     """Thread-safe."""
 
-    def __init__(self, work: Callable[[Sequence[T]], object]) -> None:
-        """`work` is called in one of the threads at a time, with all items that came since it was called before. What
-        becomes of each of them, it tells the item."""
+    def __init__(self, work: Callable[[Sequence[T], Callable[[], None]], object]) -> None:
+        """`work` is called in one of the threads at a time, with all items that came since it was called before, and
+        with what lets it be called for the next ones before it is through. What becomes of each of them, it tells the
+        item."""
         self._work = work
         self._lock = threading.Lock()
         self._coming: list[_Turn[T]] = []
@@ -58,20 +59,23 @@ class Together(Generic[T]):
                 turns, self._coming = self._coming, []
                 for each in turns:
                     each.taken = True
-            self._work([each.item for each in turns])
+            self._work([each.item for each in turns], lambda: self._pass_on(turn))
         except BaseException as error:
             failure = error
             raise
         finally:
-            turn.leads = False
-            self._pass_on()
+            self._pass_on(turn)
             for each in turns:
                 each.failure = failure
                 each.done = True
                 each.called.release()
 
-    def _pass_on(self) -> None:
+    def _pass_on(self, turn: _Turn[T]) -> None:
+        """Have one of those who wait lead instead of `turn`, if that does."""
         with self._lock:
+            if not turn.leads:
+                return
+            turn.leads = False
             if self._coming:
                 self._coming[0].leads = True
                 self._coming[0].called.release()
@@ -83,10 +87,7 @@ class Together(Generic[T]):
         with self._lock:
             if turn in self._coming:
                 self._coming.remove(turn)
-            leads, turn.leads = turn.leads, False
-        if leads:
-            self._pass_on()
-            return
+        self._pass_on(turn)
         while turn.taken and not turn.done:
             with suppress(BaseException):  # one more interrupt changes nothing: it leaves with the first
                 turn.called.acquire()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from blobtee import tasks
 from blobtee.content.api import Info, Status, Writer
 from blobtee.content.arrivals import Claim
-from blobtee.content.blobs import Blobs, no_claim
+from blobtee.content.blobs import NO_CLAIM, Blobs
 from blobtee.content.checks import check_commit, check_truncation, flat
 from blobtee.content.digester import Hash, digest_of, digester
 from blobtee.content.files import PIECE, WRITING, Writeback, os_errors, write_all
@@ -121,7 +121,7 @@ class LocalWriter(Writer):
         expected: str | None = None,
         labels: Mapping[str, str] | None = None,
         *,
-        claim: Claim = no_claim,
+        claim: Claim = NO_CLAIM,
     ) -> Info:
         """See `Writer.commit`, and `Blobs.place` for `claim`. After any error the writer is closed."""
         with self._turn:

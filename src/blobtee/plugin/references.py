@@ -16,11 +16,12 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from blobtee.cache import holders
 from blobtee.cache.leases import Leases
 from blobtee.content import LocalStore
-from blobtee.content.database import Database, among, unreadable
+from blobtee.content.database import Database, among, rows, unreadable
 from blobtee.content.labels import checked, merged
 from blobtee.errors import DataLoss, InvalidArgument, NotFound
 from blobtee.oci import Digest
@@ -48,6 +49,9 @@ _STEPS = (
 _COLUMNS = "digest, created_at, updated_at, labels"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _LEASE = "tenant/"
+
+Wanted: TypeAlias = tuple[Digest, Mapping[str, str] | None]
+"""A blob that is to be held, and its labels."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,22 @@ class References:
             self._leases.add(_LEASE + tenant, [digest])
             connection.execute("DELETE FROM tenant_orphans WHERE digest = ?", (digest,))
             return made
+
+    def hold_new(self, tenant: str, wanted: Sequence[Wanted]) -> list[Reference] | None:
+        """As `hold`, of some dozens of blobs by a few statements, inside a transaction of this thread. None: the tenant
+        holds some of them already, and the transaction has to be taken back."""
+        now = time.time_ns()
+        made = [Reference(digest, now, now, checked(labels)) for digest, labels in wanted]
+        digests = [each.digest for each in made]
+        with self._database.transaction() as connection:
+            marks, values = rows([(tenant, each.digest, now, now, _text(each.labels)) for each in made])
+            done = connection.execute(f"INSERT OR IGNORE INTO tenant_blobs (tenant, {_COLUMNS}) VALUES {marks}", values)
+            if done.rowcount != len(made):
+                return None
+            self._leases.add(_LEASE + tenant, digests)
+            marks, values = among(digests)
+            connection.execute(f"DELETE FROM tenant_orphans WHERE digest IN ({marks})", values)
+        return made
 
     def take_over(self, tenant: str, references: Iterable[Reference]) -> None:
         """Hold blobs that are there for the tenant, as another program knew them. One it holds already stays as it is,

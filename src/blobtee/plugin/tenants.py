@@ -9,13 +9,14 @@ is the tenant's own from then on, and nothing was moved. So it gets what the sto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from blobtee.content import LocalStore, filters
 from blobtee.content.api import Info, ReaderAt, Status, Writer
+from blobtee.content.arrivals import Claim
 from blobtee.content.ingests import encode_ref
 from blobtee.content.labels import checked
 from blobtee.content.writer import LocalWriter
@@ -23,7 +24,7 @@ from blobtee.errors import AlreadyExists, BlobteeError, DataLoss, NotFound, RefL
 from blobtee.oci import Descriptor, Digest
 from blobtee.plugin.lazy import LazyBlobs
 from blobtee.plugin.observer import SILENT, Observer
-from blobtee.plugin.references import Reference, References
+from blobtee.plugin.references import Reference, References, Wanted
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -158,6 +159,10 @@ class Tenant:
         """Hold the blob, whether it is there or comes now. None: the tenant did already, and its labels stay."""
         return self._references.hold(self.name, digest, labels)
 
+    def hold_new(self, wanted: Sequence[Wanted]) -> list[Reference] | None:
+        """See `References.hold_new`."""
+        return self._references.hold_new(self.name, wanted)
+
     def let_go_of_nothing(self, digest: Digest) -> None:
         """Take a reference back whose blob has not come; if it has, by somebody else's hand, that one counts on it.
 
@@ -267,6 +272,34 @@ class Tenant:
                     yield Info(each.digest, size, each.created_at, each.updated_at, each.labels)
 
 
+class _Hold(Claim):
+    """That a tenant holds a blob which comes; `made` is the reference, if it did not before."""
+
+    several = True
+
+    def __init__(self, tenant: Tenant, digest: Digest, labels: Mapping[str, str] | None) -> None:
+        self.tenant = tenant
+        self.made: Reference | None = None
+        self._wanted = (digest, labels)
+
+    def write(self) -> None:
+        self.made = None
+        self.made = self.tenant.hold(*self._wanted)
+
+    @classmethod
+    def write_all(cls, claims: Sequence[Self]) -> bool:
+        by_tenant: dict[Tenant, list[Self]] = {}
+        for claim in claims:
+            by_tenant.setdefault(claim.tenant, []).append(claim)
+        for tenant, holds in by_tenant.items():
+            made = tenant.hold_new([hold._wanted for hold in holds])
+            if made is None:
+                return False
+            for hold, reference in zip(holds, made, strict=True):
+                hold.made = reference
+        return True
+
+
 class TenantWriter(Writer):
     """A writer of the store, for a tenant."""
 
@@ -292,23 +325,18 @@ class TenantWriter(Writer):
         """See `Writer.commit`. Labels are the tenant's own. What was the store's but not the tenant's is no
         `AlreadyExists`: the tenant holds it from here on."""
         digest = Digest(expected) if expected else self._writer.status.expected or self._writer.digest
-        made: Reference | None = None
-
-        def claim() -> None:
-            nonlocal made
-            made = None
-            made = self._tenant.hold(digest, labels)
-
+        hold = _Hold(self._tenant, digest, labels)
         try:
-            nbytes = self._writer.commit(size, expected, claim=claim).size
+            nbytes = self._writer.commit(size, expected, claim=hold).size
         except AlreadyExists:
-            if made is None:
+            if hold.made is None:
                 raise
             return self._tenant.held(digest, labels)
         except BaseException:
-            if made is not None:
+            if hold.made is not None:
                 self._tenant.let_go_of_nothing(digest)
             raise
+        made = hold.made
         if made is None:
             return self._tenant.held(digest, labels)
         return Info(digest, nbytes, made.created_at, made.updated_at, made.labels)

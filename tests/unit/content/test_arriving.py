@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextvars
 import errno
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import pytest
 
 from blobtee.content import Info, LocalStore
+from blobtee.content.arrivals import Claim
 from blobtee.errors import AlreadyExists, Cancelled, Internal, NotFound, StorageError
 from tests.conformance.blobs import digest_of
 
@@ -70,7 +72,15 @@ def counted(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> Counted:
 def commit(store: LocalStore, name: str, claim: Callable[[], None] | None = None) -> Info:
     with store.writer(f"ref {name}") as writer:
         writer.write(name.encode())
-        return writer.commit(1, DIGESTS[name], {"name": name}, claim=claim or claiming(store, name))
+        return writer.commit(1, DIGESTS[name], {"name": name}, claim=Calling(claim or claiming(store, name)))
+
+
+class Calling(Claim):
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def write(self) -> None:
+        self._call()
 
 
 def claiming(store: LocalStore, name: str) -> Callable[[], None]:
@@ -126,6 +136,79 @@ def test_they_share_a_transaction_and_a_sync(store: LocalStore, pool: ThreadPool
         assert store.info(DIGESTS[name]) == info
     assert claims(store) == list(NAMES)
     assert store.statuses() == []
+
+
+class Joined(Calling):
+    """Claims that are written at once, if `new` says so."""
+
+    several = True
+    new = True
+    written: ClassVar[list[int]] = []
+
+    @classmethod
+    def write_all(cls, claims: Sequence[Self]) -> bool:
+        for claim in claims:
+            claim.write()
+        cls.written.append(len(claims))
+        return cls.new
+
+
+def several(store: LocalStore, pool: ThreadPoolExecutor, kind: type[Joined]) -> list[Info]:
+    def work(name: str) -> Info:
+        with store.writer(f"ref {name}") as writer:
+            writer.write(name.encode())
+            return writer.commit(1, DIGESTS[name], {"name": name}, claim=kind(claiming(store, name)))
+
+    return [future.result() for future in at_once(store, pool, *(partial(work, name) for name in NAMES[1:]))]
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_claims_that_can_are_written_at_once(store: LocalStore, pool: ThreadPoolExecutor, is_new: bool) -> None:
+    class Kind(Joined):
+        new = is_new
+        written: ClassVar[list[int]] = []
+
+    infos = several(store, pool, Kind)
+    assert Kind.written == [3]
+    assert claims(store) == list(NAMES)
+    assert [info.labels["name"] for info in infos] == list(NAMES[1:])
+    for info in infos:
+        assert store.info(info.digest) == info
+
+
+def test_one_that_has_a_row_keeps_what_the_row_says(store: LocalStore, pool: ThreadPoolExecutor) -> None:
+    commit(store, "c")
+    store.update(DIGESTS["c"], {"of": "before"})
+    store.quarantine(DIGESTS["c"])
+    with store.metadata.transaction() as connection:
+        connection.execute("DELETE FROM claims")
+    b, c, d = several(store, pool, Joined)
+    assert c.labels == {"name": "c", "of": "before"}
+    assert {info.labels["name"] for info in store.walk()} == set(NAMES)
+    assert store.quarantined() == []
+    assert b.digest != d.digest
+
+
+def test_the_next_are_announced_while_names_become_durable(
+    store: LocalStore, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncing, may_end, sync = threading.Event(), threading.Event(), os.fsync
+
+    def slow(fd: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{fd}") and not syncing.is_set():
+            syncing.set()
+            assert may_end.wait(10)
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    first = pool.submit(commit, store, "a")
+    assert syncing.wait(10)
+    second = pool.submit(commit, store, "b")
+    wait_until(lambda: claims(store) == ["a", "b"])
+    assert not first.done()
+    assert not second.done()
+    may_end.set()
+    assert {first.result(10).digest, second.result(10).digest} == {DIGESTS["a"], DIGESTS["b"]}
 
 
 def test_each_claim_runs_in_the_context_of_its_own(store: LocalStore, pool: ThreadPoolExecutor) -> None:

@@ -29,7 +29,7 @@ class Work:
         self.failure: BaseException | None = None
         self.together = Together(self._work)
 
-    def _work(self, items: Sequence[int]) -> None:
+    def _work(self, items: Sequence[int], _: Callable[[], None]) -> None:
         self.calls.append(list(items))
         self.begun.release()
         assert self.may_end.acquire(timeout=10)
@@ -84,7 +84,7 @@ def test_who_comes_meanwhile_is_worked_for_at_once(work: Work, pool: ThreadPoolE
 def test_many_threads_have_each_item_done_once(pool: ThreadPoolExecutor) -> None:
     done: list[int] = []
 
-    def work(items: Sequence[int]) -> None:
+    def work(items: Sequence[int], _: Callable[[], None]) -> None:
         done.extend(items)
 
     together = Together(work)

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,39 @@ def test_a_commit_is_one_transaction(one: Tenant, two: Tenant, changes: list[int
         put(one, label="anew")
     assert changes == []
     assert one.info(DIGEST).labels == {"label": "of one"}
+
+
+def test_commits_of_several_tenants_at_once_are_as_each_alone(
+    store: LocalStore, one: Tenant, two: Tenant, sweeper: Sweeper
+) -> None:
+    written = [f"blob {number}".encode() for number in range(40)]
+    held_by_one, held_by_two, deleted = written[:3]
+    sides = {data: (one, two)[number % 2] for number, data in enumerate(written)}
+    # What one of them has to do with a blob already changes nothing for the others that come with it.
+    one.hold(Digest.of(held_by_one), {"name": "before"})
+    two.hold(Digest.of(held_by_two), {"name": "before"})
+    put(one, deleted)
+    one.delete(Digest.of(deleted))
+    store.delete(Digest.of(deleted))
+    start = threading.Barrier(len(written))
+
+    def work(data: bytes) -> None:
+        with sides[data].writer("ref of " + Digest.of(data)) as writer:
+            writer.write(data)
+            start.wait(10)
+            info = writer.commit(len(data), Digest.of(data), {"name": data.decode()})
+        assert info.labels == {"name": data.decode()}
+
+    with ThreadPoolExecutor(len(written)) as pool:
+        for done in [pool.submit(work, data) for data in written]:
+            done.result(20)
+    sweeper.sweep()
+    for data in written:
+        digest = Digest.of(data)
+        assert sides[data].info(digest).labels == {"name": data.decode()}
+        assert store.info(digest).size == len(data)
+    assert {*digests(one), *digests(two)} == {Digest.of(data) for data in written}
+    assert not {*digests(one)} & {*digests(two)}
 
 
 def test_a_commit_that_the_disk_refuses_leaves_no_reference(
