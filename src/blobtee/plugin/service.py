@@ -150,8 +150,8 @@ class ContentService(calls.Service):
         statuses = self._store.statuses(*request.filters)
         return messages.ListStatusesResponse(statuses=[status_message(status) for status in statuses])
 
-    def _write(self, requests: Iterator[Any], _: H2Call) -> Generator[Any, None, None]:
-        return self._writing.write(requests)
+    def _write(self, requests: Iterator[Any], call: H2Call) -> Generator[Any, None, None]:
+        return self._writing.write(requests, call)
 
     def _abort(self, request: Any, _: H2Call) -> bytes:
         self._writing.abort(request.ref)

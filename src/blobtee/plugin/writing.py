@@ -7,15 +7,43 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from typing import Any
 
+from blobtee import tasks
 from blobtee.content.api import Store, Writer
 from blobtee.content.proxy.messages import timestamp
-from blobtee.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound, OutOfRange, RefLocked
+from blobtee.core import H2Call
+from blobtee.errors import (
+    AlreadyExists,
+    Cancelled,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    OutOfRange,
+    RefLocked,
+)
 from blobtee.oci import Digest
 from blobtee.plugin.observer import Observer
 from blobtee.wire.content import COMMIT, STAT, WRITE, messages
 
 _TRIES = 30
 _PAUSE = 0.005
+_OPENING_SECONDS = 10.0
+"""How long an abort waits for an opening that was told to end."""
+
+
+class _Opening(tasks.Cancellation):
+    """A writer that is being opened, which reads what is there already: until its ref is aborted or its client gone."""
+
+    def __init__(self, ref: str, call: H2Call) -> None:
+        super().__init__()
+        self.ref = ref
+        self._call = call
+
+    def check(self) -> None:
+        if self.cancelled:
+            raise FailedPrecondition(f"ingest {self.ref[:200]!r} was aborted")
+        if not self._call.active:
+            raise Cancelled("the client has gone")
 
 
 class Writing:
@@ -26,16 +54,23 @@ class Writing:
         self.has = is_here or self._has
         self._observer = observer
         self._open: dict[str, Writer] = {}
+        self._openings: set[_Opening] = set()
 
-    def write(self, requests: Iterator[Any]) -> Generator[Any, None, None]:
+    def write(self, requests: Iterator[Any], call: H2Call) -> Generator[Any, None, None]:
         """Answer `requests` until the client has sent its last or is gone: then the ref is unlocked, the data stays."""
         first = next(requests, None)
         if first is None:
             return
         if not first.ref:
             raise InvalidArgument("the first message of a write has to name the ref")
-        writer = self._store.writer(first.ref, total=first.total, expected=first.expected or None)
-        self._open[first.ref] = writer
+        opening = _Opening(first.ref, call)
+        self._openings.add(opening)
+        try:
+            with tasks.scope(opening):
+                writer = self._store.writer(first.ref, total=first.total, expected=first.expected or None)
+            self._open[first.ref] = writer
+        finally:
+            self._openings.discard(opening)
         try:
             with writer:
                 stream = _Stream(self, writer, first, self._observer)
@@ -50,18 +85,23 @@ class Writing:
     def abort(self, ref: str) -> None:
         """Remove an ingest, from under its writer too: containerd aborts what a stream of its own still holds open.
 
-        What the writer is doing ends first; what it does next is `FAILED_PRECONDITION`. `RefLocked`: the writer belongs
-        to another server.
+        What the writer is doing ends first, opening at once; what it does next is `FAILED_PRECONDITION`. `RefLocked`:
+        the writer belongs to another server.
         """
-        for _ in range(_TRIES):
+        tries, deadline = 0, time.monotonic() + _OPENING_SECONDS
+        while tries < _TRIES and time.monotonic() < deadline:
             try:
                 self._store.abort(ref)
                 return
             except RefLocked:
+                openings = [opening for opening in list(self._openings) if opening.ref == ref]
+                for opening in openings:
+                    opening.cancel()
                 if (writer := self._open.get(ref)) is not None:
                     writer.close()
                 else:
-                    time.sleep(_PAUSE)  # it is just being opened, or another server's
+                    tries += not openings
+                    time.sleep(_PAUSE)
         raise RefLocked(f"ingest {ref[:200]!r} is being written elsewhere")
 
     def _has(self, digest: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import queue
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from blobtee import tasks
 from blobtee.content import LocalStore
+from blobtee.content.writer import LocalWriter
 from blobtee.wire.content import messages
 from tests.unit.plugin.contentclient import TIMEOUT, Client, code, digest_of, request
 
@@ -222,6 +225,49 @@ def test_abort(client: Client) -> None:
     for _ in range(2):
         assert code(lambda: client.one("Abort", messages.AbortRequest(ref="a"))) == "OK"
     assert code(lambda: status(client, "a")) == "NOT_FOUND"
+
+
+@contextmanager
+def slow_opening(monkeypatch: pytest.MonkeyPatch, client: Client, store: LocalStore) -> Iterator[Stream]:
+    """A writer of "a" that is being opened, which takes for ever: what is there already is read to be hashed."""
+    with store.writer("a") as writer:
+        writer.write(DATA)
+    reading = threading.Event()
+
+    def hashing(self: LocalWriter, algorithm: str, size: int) -> Any:
+        reading.set()
+        while True:
+            tasks.check()
+            time.sleep(0.001)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalWriter, "_hash_file", hashing)
+        opened = Stream(client)
+        opened._requests.put(request("STAT", ref="a"))
+        assert reading.wait(TIMEOUT)
+        yield opened
+    opened.half_close()
+
+
+def test_an_abort_ends_the_opening_of_a_writer(
+    client: Client, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with slow_opening(monkeypatch, client, store) as opened:
+        assert code(lambda: client.one("Abort", messages.AbortRequest(ref="a"))) == "OK"
+        assert code(lambda: next(opened.call)) == "FAILED_PRECONDITION"
+    assert code(lambda: status(client, "a")) == "NOT_FOUND"
+
+
+def test_a_ref_is_free_when_the_client_goes_while_its_writer_is_being_opened(
+    client: Client, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with slow_opening(monkeypatch, client, store) as opened:
+        opened.call.cancel()
+        deadline = time.monotonic() + TIMEOUT
+        while store.is_locked("a"):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert status(client, "a").offset == len(DATA)
 
 
 def test_an_abort_takes_the_ingest_from_under_its_writer(client: Client, store: LocalStore) -> None:
