@@ -30,7 +30,8 @@ _ANSWERS = {
     "Write": messages.WriteContentResponse,
     "Abort": common.Empty,
 }
-TIMEOUT = 20
+TIMEOUT = 120
+"""Seconds, for calls that hang: three hundred writers at once take a slow machine a while."""
 
 
 class Client:

@@ -11,7 +11,7 @@ import pytest
 
 from blobtee._version import __version__
 from blobtee.errors import InvalidArgument, StorageError
-from blobtee.plugin.metrics import MAX_SCRAPES, Metrics, MetricsServer
+from blobtee.plugin.metrics import _NO_DESCRIPTOR_SECONDS, MAX_SCRAPES, Metrics, MetricsServer
 
 
 def test_counters_in_the_form_that_prometheus_reads() -> None:
@@ -88,9 +88,13 @@ def test_without_descriptors_it_asks_for_one_now_and_then(monkeypatch: pytest.Mo
     with closing(MetricsServer(Metrics(), "127.0.0.1", 0)) as server:
         with monkeypatch.context() as patch:
             patch.setattr(socket.socket, "accept", refuse)
+            begun = time.monotonic()
             client = socket.create_connection(("127.0.0.1", server.port), timeout=20)
-            time.sleep(1)
-        assert 0 < tries < 20
+            while tries < 5 and time.monotonic() - begun < 20:
+                time.sleep(0.01)
+            taken = time.monotonic() - begun
+        assert tries >= 5
+        assert taken >= 4 * _NO_DESCRIPTOR_SECONDS
         with client:
             client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
             assert client.recv(12) == b"HTTP/1.0 200"

@@ -88,14 +88,14 @@ class Test(calls.Service):
         raise InvalidArgument(asked.data.decode())
 
     def _hang(self, _: Bytes, call: H2Call) -> bytes:
-        with calls.ending_with(call):
-            self.hanging.release()
-            try:
+        try:
+            with calls.ending_with(call):
+                self.hanging.release()
                 while not self.go_on.is_set():
                     tasks.sleep(0.01)
-            except Cancelled:
-                self.ended.release()
-                raise
+        except Cancelled:
+            self.ended.release()
+            raise
         return b"late"
 
     def _talk(self, requests: Iterator[Bytes], _: H2Call) -> Generator[bytes, None, None]:
@@ -129,10 +129,10 @@ class Asker:
         )
 
     def ask(self, path: str, data: bytes = b"", **how: Any) -> bytes:
-        return bytes(self.channel.unary_unary(path)(data, timeout=20, **how))
+        return bytes(self.channel.unary_unary(path)(data, timeout=120, **how))
 
     def talk(self, path: str, requests: Iterator[bytes]) -> Any:
-        return self.channel.stream_stream(path)(requests, timeout=20)
+        return self.channel.stream_stream(path)(requests, timeout=120)
 
     def status(self, path: str, data: bytes = b"", **how: Any) -> tuple[str, str]:
         try:
@@ -263,16 +263,17 @@ def test_a_stream_that_was_answered_early_is_closed_for_its_client(path: Path) -
 
 def test_a_deadline_ends_the_call_on_both_sides(path: Path) -> None:
     with asking(path) as (_, test, _), raw(path) as connection:
-        connection.send(request(1, HANG, (b"grpc-timeout", b"200m")), frame(DATA, 1, message(b""), END_STREAM))
         begun = time.monotonic()
+        connection.send(request(1, HANG, (b"grpc-timeout", b"200m")), frame(DATA, 1, message(b""), END_STREAM))
         assert DEADLINE in connection.end(1)
-        assert 0.1 < time.monotonic() - begun < 10
+        assert 0.2 <= time.monotonic() - begun < 10
         assert test.ended.acquire(timeout=10)
 
 
 def test_a_deadline_ends_an_answer_that_nobody_reads(path: Path) -> None:
     with asking(path) as (_, test, served), raw(path) as connection:
-        connection.send(request(1, FLOW, (b"grpc-timeout", b"300m")), frame(DATA, 1, message(b"8"), END_STREAM))
+        # Time enough for its handler to begin.
+        connection.send(request(1, FLOW, (b"grpc-timeout", b"1500m")), frame(DATA, 1, message(b"8"), END_STREAM))
         assert test.ended.acquire(timeout=10)
         connection.until(RST_STREAM, 1)
         eventually(lambda: served.stats().calls == 0)
@@ -495,11 +496,10 @@ def test_large_messages_wait_for_room_and_all_arrive(path: Path) -> None:
     with asking(path, buffered_nbytes=budget) as (asker, test, served):
         talks = [asker.talk(SINK, iter([bytes(nbytes)])) for _ in range(count)]
         assert test.hanging.acquire(timeout=10)
-        highest = 0
+        eventually(lambda: served.stats().buffered > nbytes)
         for _ in range(20):
-            highest = max(highest, served.stats().buffered)
+            assert served.stats().buffered <= budget
             time.sleep(0.01)
-        assert nbytes < highest <= budget
         test.go_on.set()
         for talk in talks:
             list(talk)
@@ -512,21 +512,32 @@ def test_a_large_message_that_does_not_come_on_gives_its_room_to_others(path: Pa
         test.go_on.set()
         connection.send(request(1, SINK), frame(DATA, 1, message(bytes(2 << 20))[:5000]))
         connection.until(WINDOW_UPDATE, 1)
-        assert list(asker.talk(SINK, iter([bytes(2 << 20)]))) == [b"%d" % (2 << 20)]
+
+        def fits() -> bool:
+            try:
+                return list(asker.talk(SINK, iter([bytes(2 << 20)]))) == [b"%d" % (2 << 20)]
+            except grpc.RpcError as error:
+                refused.add(error.code())
+                return False
+
+        refused: set[grpc.StatusCode] = set()
+        eventually(fits)
+        # On a machine that stood still, this one too waited for too long.
+        assert refused <= {grpc.StatusCode.RESOURCE_EXHAUSTED}
         assert RESOURCE_EXHAUSTED in connection.end(1)
         eventually(lambda: served.stats().buffered == 0)
 
 
 def test_what_waits_for_room_in_vain_is_told(path: Path) -> None:
     """One handler keeps its message for long."""
-    with asking(path, buffered_nbytes=4 << 20, stall_seconds=0.2) as (asker, test, _):
+    with asking(path, buffered_nbytes=4 << 20, stall_seconds=0.5) as (asker, test, _):
         first = asker.talk(SINK, iter([bytes(2 << 20)]))
         assert test.hanging.acquire(timeout=10)
         assert asker.status(ECHO, bytes(2 << 20))[0] == "RESOURCE_EXHAUSTED"
         assert asker.ask(ECHO, bytes(2 << 10)) == bytes(2 << 10)
         test.go_on.set()
         assert list(first) == [b"%d" % (2 << 20)]
-        assert asker.ask(ECHO, bytes(2 << 20)) == bytes(2 << 20)
+        eventually(lambda: asker.status(ECHO, bytes(2 << 20))[0] == "OK")
 
 
 def test_small_messages_beyond_the_budget_are_refused_and_recover(path: Path) -> None:
@@ -599,9 +610,11 @@ def test_what_runs_at_the_stop_may_end_and_what_does_not_is_unavailable(path: Pa
         call = asker.talk(TALK, iter([b"x"]))
         cut = asker.channel.unary_unary(HANG).future(b"", timeout=20)
         assert test.hanging.acquire(timeout=10)
+        assert next(call) == b"x"
+        eventually(lambda: served.stats().calls == 1)
         served.stop(0.1)
         assert cut.code() is grpc.StatusCode.UNAVAILABLE
-        assert list(call) == [b"x"]
+        assert list(call) == []
         asker.channel.close()
 
 

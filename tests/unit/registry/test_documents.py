@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import time
 from dataclasses import replace
 
@@ -161,7 +162,7 @@ def test_an_error_page_that_never_ends_is_given_up(serve: Serve, connect: Connec
     started = time.monotonic()
     with pytest.raises(PermissionDenied):
         at(connect, serve(script)).document()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20
 
 
 def test_endless_headers_are_bounded(serve: Serve, connect: Connect) -> None:
@@ -185,7 +186,7 @@ def test_headers_that_trickle_are_given_up(serve: Serve, connect: Connect) -> No
     started = time.monotonic()
     with pytest.raises(ConnectionFailed, match="stood still"):
         registry.repository(f"{serve(script).host}/a/b:c").document()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20, "all of them take 50 s"
 
 
 @pytest.mark.parametrize(
@@ -284,12 +285,13 @@ def test_trouble_that_stays_ends_after_the_last_try(serve: Serve, connect: Conne
 
 
 def test_a_host_that_never_answered_fails_at_once(connect: Connect) -> None:
-    with Server(manifest()) as server:
-        host = server.host
-    started = time.monotonic()
-    with pytest.raises(ConnectionFailed, match="connection refused") as caught:
-        connect(settings=Settings()).repository(f"{host}/team/app").resolve()
-    assert time.monotonic() - started < 0.5
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        host = f"127.0.0.1:{nobody.getsockname()[1]}"
+        started = time.monotonic()
+        with pytest.raises(ConnectionFailed, match="connection refused") as caught:
+            connect(settings=Settings(backoff=100)).repository(f"{host}/team/app").resolve()
+        assert time.monotonic() - started < 20, "a pause before the next try is longer"
     assert host in str(caught.value)
 
 

@@ -377,6 +377,7 @@ def test_massively_parallel_callers_share_few_calls_and_none_is_lost() -> None:
     flight: SingleFlight[str, int] = SingleFlight()
     lock = threading.Lock()
     runs = running = 0
+    all_began = threading.Event()  # else a busy machine may run each call before the next caller has begun
 
     def work() -> int:
         nonlocal runs, running
@@ -385,6 +386,7 @@ def test_massively_parallel_callers_share_few_calls_and_none_is_lost() -> None:
             running += 1
             assert running == 1
         try:
+            assert all_began.wait(WAIT)
             sleep(0.02)
         finally:
             with lock:
@@ -393,6 +395,7 @@ def test_massively_parallel_callers_share_few_calls_and_none_is_lost() -> None:
 
     switches = [Cancellation() for _ in range(200)]
     started = [start(lambda: flight.do("key", work), switch) for switch in switches]
+    all_began.set()
     for switch in switches[::3]:
         switch.cancel()
     join(*(thread for thread, _ in started))

@@ -74,7 +74,7 @@ def test_cancelling_outside_cancels_inside() -> None:
 
 
 def test_a_limit_is_kept_and_everything_runs() -> None:
-    lock = threading.Lock()
+    lock, together = threading.Lock(), threading.Barrier(3)
     running = most = 0
 
     def work() -> None:
@@ -82,7 +82,7 @@ def test_a_limit_is_kept_and_everything_runs() -> None:
         with lock:
             running += 1
             most = max(most, running)
-        sleep(0.01)
+        together.wait(WAIT)  # nobody ends before three run
         with lock:
             running -= 1
 

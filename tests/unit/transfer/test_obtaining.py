@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import pytest
 
@@ -29,6 +30,7 @@ from blobtee.transfer.obtaining import (
 DATA = b"a layer"
 DIGEST = Digest.of(DATA)
 OTHER = Digest.of(b"another")
+PATIENT = replace(HASTY, answer=60.0)
 
 
 @contextmanager
@@ -53,6 +55,18 @@ def silent() -> Iterator[tuple[str, list[socket.socket]]]:
             thread.join()
             for each in taken:
                 each.close()
+
+
+def accepted(host: str, taken: list[socket.socket]) -> int:
+    """How many connections the host has taken from others by now. They are taken in their order."""
+    address, _, port = host.partition(":")
+    with socket.create_connection((address, int(port))) as last:
+        deadline = time.monotonic() + 20
+        while last.getsockname() not in [each.getpeername() for each in taken]:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    taken.pop().close()
+    return len(taken)
 
 
 def answering(status: int, *methods: str) -> Fault:
@@ -103,11 +117,11 @@ def test_a_host_that_keeps_silent_is_asked_once_for_all_blobs() -> None:
     ):
         obtaining = Obtaining(client)
         first = obtaining.refusal(DIGEST, len(DATA), names(f"{host}/team/app"))
-        asked = len(taken)
+        asked = accepted(host, taken)
         second = obtaining.refusal(OTHER, 7, names(f"{host}/team/app", f"{host}/team/other"))
         assert host in first
         assert host in second
-        assert len(taken) == asked <= 2  # it may be tried with TLS and without
+        assert accepted(host, taken) == asked <= 2  # it may be tried with TLS and without
 
 
 @pytest.mark.parametrize("status", [400, 403, 405, 500, 501])
@@ -321,7 +335,7 @@ def test_whatever_a_registry_answers_the_blob_stays_and_soon(kind: str) -> None:
             obtaining.refusal(Digest.of(bytes([number])), 7, names(f"{host}/team/app"))
         if kind != "another size":
             assert len(asked) < 60
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 class Known:
@@ -332,14 +346,14 @@ class Known:
 def test_a_host_that_keeps_silent_is_left_at_once_when_that_is_wanted() -> None:
     with (
         silent() as (host, _),
-        Registry(hosts=Hosts(()), credentials=NoCredentials(), settings=HASTY, environ={}) as client,
+        Registry(hosts=Hosts(()), credentials=NoCredentials(), settings=PATIENT, environ={}) as client,
         tasks.scope() as cancellation,
     ):
         threading.Timer(0.3, cancellation.cancel).start()
         started = time.monotonic()
         with pytest.raises(Cancelled):
             Obtaining(client).refusal(DIGEST, len(DATA), names(f"{host}/team/app"))
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 20
 
 
 def test_a_client_that_was_closed_says_nothing_of_a_blob(server: MemoryRegistry, client: Registry) -> None:
