@@ -34,10 +34,11 @@ _CONTENT = """\
 """
 _VERSIONS = {"1.6": "2", "2": "3"}
 """Of the configuration, by containerd's own."""
-_START_SECONDS = 30.0
+_SECONDS = 120.0
+"""After which a process hangs: on a busy machine it may take half a minute to start."""
 
 
-def wait_for(what: str, holds: Callable[[], bool], seconds: float = _START_SECONDS) -> None:
+def wait_for(what: str, holds: Callable[[], bool], seconds: float = _SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
@@ -86,7 +87,7 @@ class Daemon:
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
-            status = self.process.wait(60)
+            status = self.process.wait(_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -129,7 +130,9 @@ class Containerd(Daemon):
     def address(self) -> Path:
         return self.folder / "containerd.sock"
 
-    def ctr(self, *arguments: str | Path, timeout: float = 60, given: str = "") -> subprocess.CompletedProcess[str]:
+    def ctr(
+        self, *arguments: str | Path, timeout: float = 2 * _SECONDS, given: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         """Run `ctr` with `given` on its standard input; whatever comes of it."""
         return subprocess.run(
             [self.ctr_path, "--address", self.address, *arguments],
@@ -141,7 +144,7 @@ class Containerd(Daemon):
             env={**os.environ, **self.environment},
         )
 
-    def do(self, *arguments: str | Path, timeout: float = 60, given: str = "") -> str:
+    def do(self, *arguments: str | Path, timeout: float = 2 * _SECONDS, given: str = "") -> str:
         """Run `ctr`, which has to succeed; its standard output."""
         done = self.ctr(*arguments, timeout=timeout, given=given)
         assert done.returncode == 0, f"{done.stderr}\n{self.log[-2000:]}"

@@ -68,7 +68,7 @@ class DockerRegistry:
                 stderr=log,
                 env={"PATH": "/usr/bin:/bin", "OTEL_TRACES_EXPORTER": "none"},
             )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()

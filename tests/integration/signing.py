@@ -144,7 +144,7 @@ class SignedRegistry:
         (self.folder / "passwords").write_text(f"{USER.username}:{{PLAIN}}{USER.password}\n")
         command = [tool("nginx"), "-p", str(self.folder), "-c", str(config)]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not _listens(self.front):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()

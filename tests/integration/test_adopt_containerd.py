@@ -75,7 +75,7 @@ def test_a_containerd_moves_in_with_its_images_and_unfinished_blobs(
             containerd.do("images", "rm", "--sync", NAME)
             containerd.do("content", "rm", Digest.of(b"halfdone"))
             assert listed(containerd) == []
-            wait_for("the bytes go", lambda: not blobtee.blobs(), 30)
+            wait_for("the bytes go", lambda: not blobtee.blobs())
     assert (way == "in place") == (not list((content / "blobs" / "sha256").iterdir()))
 
 
@@ -119,4 +119,4 @@ def test_a_store_that_has_lost_its_database_keeps_every_image(tmp_path: Path, bu
             hello(containerd)
             assert set(listed(containerd)) == blobs
             containerd.do("images", "rm", "--sync", NAME)  # it collects only when it lets go of something itself
-            wait_for("all bytes go, also those that it does not know", lambda: not blobtee.blobs(), 30)
+            wait_for("all bytes go, also those that it does not know", lambda: not blobtee.blobs())

@@ -156,7 +156,7 @@ def test_a_build_is_pushed_in_zstd_and_built_again_from_the_cache_in_the_registr
         buildkit.do("prune-histories")
         remove_everything(containerd, "buildkit")
         remove_everything(containerd)
-        wait_for("the bytes go", lambda: not blobtee.blobs(), 30)
+        wait_for("the bytes go", lambda: not blobtee.blobs())
 
         progress = buildkit.build(context, second, "--import-cache", f"type=registry,ref={cache}")
         assert cached(progress) == {_RUN, _COPY}

@@ -65,7 +65,7 @@ def test_an_image_comes_runs_goes_out_and_is_collected(
     before = set(listed(containerd))
     remove_everything(containerd)
     assert listed(containerd) == []
-    wait_for("the bytes go", lambda: not blobtee.blobs(), 30)
+    wait_for("the bytes go", lambda: not blobtee.blobs())
 
     containerd.do("images", "pull", "--plain-http", there)
     hello(containerd, there)
@@ -76,7 +76,7 @@ def test_an_image_comes_runs_goes_out_and_is_collected(
     hello(containerd)
     check_whole(blobtee)
     remove_everything(containerd)
-    wait_for("the bytes go", lambda: not blobtee.blobs(), 30)
+    wait_for("the bytes go", lambda: not blobtee.blobs())
 
 
 def test_everything_is_there_after_restarts(containerd: Containerd, blobtee: Blobtee, busybox: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_kill_in_the_middle_of_anything_loses_nothing(
             containerd.do(*command())
     remove_everything(containerd)
     assert listed(containerd) == []
-    wait_for("the bytes go", lambda: not blobtee.blobs(), 30)
+    wait_for("the bytes go", lambda: not blobtee.blobs())
     assert "Traceback" not in blobtee.log
 
 
@@ -157,4 +157,4 @@ def test_two_containerds_on_one_store(tmp_path: Path, blobtee: Blobtee, busybox:
         hello(old)
         check_whole(blobtee)
         remove_everything(old)
-        wait_for("the bytes go", lambda: not blobtee.blobs(), 30)
+        wait_for("the bytes go", lambda: not blobtee.blobs())

@@ -43,4 +43,4 @@ def test_an_image_is_pulled_run_and_removed_over_cri(tmp_path: Path, version: st
         assert done.returncode == 0, f"{done.stderr}\n{containerd.log[-3000:]}"
         assert done.stdout.endswith(" stdout F hello over CRI\n")
         remove_everything(containerd, "k8s.io")  # CRI has names of its own for the sandbox's image
-        wait_for("the bytes go", lambda: not blobtee.blobs(), 30)
+        wait_for("the bytes go", lambda: not blobtee.blobs())
