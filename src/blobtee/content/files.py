@@ -153,6 +153,15 @@ def set_aside(root: Path, path: Path, name: str) -> Path:
     return target
 
 
+def sync_file(path: str | Path) -> None:
+    """Make the bytes of a file durable. A link is not followed; raises the plain OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def sync_directory(path: str | Path) -> None:
     """Make the names in `path` durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -29,10 +29,11 @@ from blobtee.content.api import Info, ReaderAt, Status
 from blobtee.content.blobs import Blobs
 from blobtee.content.checks import check_total
 from blobtee.content.database import Database
-from blobtee.content.files import make_directory, os_errors, remove_temporaries
+from blobtee.content.files import make_directory, os_errors, remove_temporaries, sync_file
 from blobtee.content.ingests import Ingest, Ingests, encode_ref
 from blobtee.content.layout import Layout
 from blobtee.content.locks import Locks
+from blobtee.content.settling import WRITABLE
 from blobtee.content.spares import AT_REST, Spares
 from blobtee.content.writer import LocalWriter
 from blobtee.errors import (
@@ -209,7 +210,8 @@ class LocalStore:
 
     def link(self, path: Path, digest: Digest) -> Info:
         """Make the file at `path`, whose bytes the caller has proven and nobody changes, the blob `digest` by a hard
-        link. `AlreadyExists`; `FailedPrecondition`: the two are on different file systems, or this one has no links."""
+        link. It is synced, unless nobody may write it: then whoever finished it has done that. `AlreadyExists`;
+        `FailedPrecondition`: the two are on different file systems, or this one has no links."""
         name = self.root / f"{_LINK}{digest.algorithm}-{digest.hex}"
         with self._writable().holding(name.name), os_errors(f"link {path}"):
             with suppress(FileNotFoundError):
@@ -221,7 +223,10 @@ class LocalStore:
                     raise FailedPrecondition(f"{path} cannot be linked into {self.root}: {error.strerror}") from error
                 raise
             try:
-                return self._blobs.place(name, digest, name.stat().st_size, {})
+                found = name.stat()
+                if found.st_mode & WRITABLE:
+                    sync_file(name)
+                return self._blobs.place(name, digest, found.st_size, {})
             finally:
                 with suppress(FileNotFoundError):
                     os.unlink(name)

@@ -317,6 +317,19 @@ def test_what_was_put_there_by_hand_is_synced_once_and_no_more_open_than_before(
     assert without_metadata(syncs) == [DIGEST.hex, "sha256"]
 
 
+@pytest.mark.parametrize(("given", "wanted"), [(0o600, ["LINK", "sha256"]), (0o444, ["sha256"])])
+def test_a_file_that_is_linked_is_synced_unless_it_was_by_who_finished_it(
+    store: LocalStore, syncs: list[str], tmp_path: Path, given: int, wanted: list[str]
+) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.write_bytes(DATA)
+    theirs.chmod(given)
+    syncs.clear()
+    store.link(theirs, DIGEST)
+    assert ["LINK" if name.startswith(".link-") else name for name in without_metadata(syncs)] == wanted
+    assert rights(theirs) == 0o444
+
+
 @pytest.mark.parametrize("how", ["refused", "ignored", "linked", "symlink"])
 def test_where_rights_say_nothing_it_is_synced_once(
     store: LocalStore, syncs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
