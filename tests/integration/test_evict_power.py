@@ -61,8 +61,9 @@ def check(root: Path, *, gone: bool) -> None:
 
 
 @pytest.mark.timeout(3600)
-def test_a_power_cut_loses_no_blob_and_no_proof(memory_path: Path, recorder: Path) -> None:
-    recording = record(recorder, memory_path, "tests.integration.power.evicting")
+@pytest.mark.parametrize("before", [(), ("killed",)])
+def test_a_power_cut_loses_no_blob_and_no_proof(memory_path: Path, recorder: Path, before: tuple[str, ...]) -> None:
+    recording = record(recorder, memory_path, "tests.integration.power.evicting", *before)
     ready = next(time for time in range(len(recording.events)) if recording.notes(time))
     root = memory_path / "after"
     for number in range(CUTS):

@@ -147,6 +147,11 @@ class _Survey:
         self.ingests = self._ingests()
         self.partials = self._partials()
 
+    def settle(self) -> None:
+        """What the images are is durable, as far as nobody has changed them since."""
+        if self._layout is not None:
+            self._layout.settle()
+
     def forgotten(self, digests: Iterable[Digest], partials: Container[Digest]) -> Iterator[Digest]:
         """Those that nothing needs, and of which nothing is here."""
         known = self.marking.blobs.keys() - self.blobs.keys()
@@ -259,6 +264,7 @@ class _Sweep:
         self._done = done
 
     def run(self) -> None:
+        self._survey.settle()
         for leases in _batches(self._survey.leases):
             with self._turn():
                 for lease in leases:

@@ -154,8 +154,8 @@ def set_aside(root: Path, path: Path, name: str) -> Path:
 
 
 def sync_file(path: str | Path) -> None:
-    """Make the bytes of a file durable. A link is not followed; raises the plain OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    """Make the bytes of a file durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         os.fsync(fd)
     finally:
@@ -215,7 +215,8 @@ def write_all(fd: int, data: memoryview, offset: int) -> None:
 def replace_file(path: Path, data: bytes) -> None:
     """Put a file with `data` at `path` in one step, durably: a reader sees the old file or the new, never less.
 
-    Those who do the same at once take turns. After an error the old file is there, and nothing else."""
+    Those who do the same at once take turns. After an error the old file is there, and nothing else; or the new one,
+    when what failed is the sync of its name."""
     temporary = path.with_name(f".{path.name}.new")
     fd = _locked(temporary)
     try:

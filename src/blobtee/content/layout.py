@@ -11,11 +11,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from blobtee.content.files import os_errors, read_small, replace_file
+from blobtee.content.files import os_errors, read_small, replace_file, sync_directory, sync_file
 from blobtee.content.locks import Locks
 from blobtee.errors import InvalidArgument, InvalidDocument, NotFound, TooLarge, from_os_error
 from blobtee.oci import Descriptor, Digest, mediatypes
@@ -78,6 +78,13 @@ class Layout:
         """Changes whenever the file does."""
         with os_errors(f"read {self._index}"):
             return Digest.of(to_raw(self._read()))
+
+    def settle(self) -> None:
+        """Have the file survive as it is: before that, what it does not name any more must not go, as a loss of power
+        may bring the name back. Whoever wrote it may have been killed, or be another program."""
+        with os_errors(f"keep {self._index}"), suppress(FileNotFoundError):
+            sync_file(self._index)
+            sync_directory(self.root)
 
     def watch(self) -> Callable[[], bool]:
         """A question: is the file what it is now? Most often it costs one look at the file's times.

@@ -86,6 +86,7 @@ class Sweeper:
         if marking.blind:
             _logger.warning("nothing is removed: %s", "; ".join(marking.problems))
             return 0
+        self._store.layout.settle()
         if self._lazy is not None:
             self._lazy.forget(needed)
         total = 0

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from blobtee.content.digester import Hash, digest_of, digester
-from blobtee.content.files import make_directory, os_errors, read_small, replace_file
+from blobtee.content.files import make_directory, os_errors, read_small, replace_file, sync_directory
 from blobtee.core import Sha256, crc32c, sha256_many, update_many
 from blobtee.oci import Digest
 from blobtee.tee.map import CHUNK, chunks_of
@@ -118,6 +118,12 @@ def keep(root: Path, digest: Digest, size: int, packed: bytes) -> None:
     with os_errors(f"keep the digests of the chunks of {digest}"):
         make_directory(path.parent)
         replace_file(path, _HEAD.pack(_MAGIC, size, crc32c(packed)) + packed)
+
+
+def settle(root: Path, digest: Digest) -> None:
+    """Have what was kept survive a loss of power: who kept it may have been killed just before it would."""
+    with os_errors(f"keep the digests of the chunks of {digest}"):
+        sync_directory(path_of(root, digest).parent)
 
 
 def forget(root: Path, digest: Digest) -> None:

@@ -22,6 +22,7 @@ def keep_proof(store: LocalStore, digest: Digest, size: int) -> None:
     `StorageError`, `Cancelled`.
     """
     if ChunkDigests.load(store.root, digest, size) is not None:
+        digests.settle(store.root, digest)
         return
     hasher = ChunkHasher(digest.algorithm)
     buffer = bytearray(_PIECE)

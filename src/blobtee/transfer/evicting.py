@@ -153,12 +153,14 @@ class _Work:
         self._blobs: dict[Digest, int] = {}
         self._partials: dict[Digest, int] = {}
         self._refused: dict[Candidate, Held] = {}
+        self._is_settled = False
         self._problems: dict[Digest, str] = {}
 
     def make_room(self, survey: Survey) -> None:
         """Take what may go until it is enough. `Outdated`: the survey does not hold any more; what went, went."""
         self._refused = {}
         self._measure(survey)
+        self._is_settled = False
         for candidate in survey.candidates:
             if self._after <= self._size:
                 return
@@ -256,6 +258,9 @@ class _Work:
         digest = candidate.digest
         if candidate.partial:
             return leftovers.remove(self._store.root, digest)
+        if not self._is_settled:
+            self._store.layout.settle()
+            self._is_settled = True
         keep_proof(self._store, digest, candidate.size)
         if self._is_recent(self._store.last_used(digest)):
             return False  # asking and proving took their time
