@@ -275,7 +275,14 @@ class Blobs:
             info = row.info if row is not None else _unknown(digest, found)
             with self._database.transaction() as connection:
                 records.write(connection, info, records.BROKEN)
-            aside = set_aside(self._root, self.path(digest), f"{digest.algorithm}-{digest.hex}")
+            try:
+                aside = set_aside(self._root, self.path(digest), f"{digest.algorithm}-{digest.hex}")
+            except BaseException:
+                with suppress(BlobteeError):
+                    if self._stat(digest) is not None:
+                        # With that row it would be taken for a good one that has come back.
+                        self._restore(digest, row)
+                raise
             sync_directory(self.path(digest).parent)
             _logger.warning("blob %s is damaged; set aside as %s", digest, aside)
         return info

@@ -15,7 +15,7 @@ import pytest
 
 from blobtee.content import LocalStore
 from blobtee.content.files import read_small, replace_file
-from blobtee.errors import DataLoss, InvalidArgument, NotFound, StorageError
+from blobtee.errors import DataLoss, InvalidArgument, NotFound, StorageError, StorageFull
 from tests.conformance.blobs import describe, digest_of, get, put
 
 
@@ -220,6 +220,25 @@ def test_a_blob_in_quarantine_stays_there_when_its_good_one_gets_no_name(
         assert dict(put(store, b"data").labels)["source"] == "there"
         assert store.quarantined() == []
         assert dict(store.info(before.digest).labels)["source"] == "there"
+
+
+def test_a_damaged_blob_that_cannot_be_set_aside_stays_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with LocalStore(tmp_path) as store:
+        before = put(store, b"data", {"a": "1"})
+        path = tmp_path / "blobs" / "sha256" / before.digest.hex
+        path.chmod(0o644)
+        os.truncate(path, 3)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "mkdir", full)
+            with pytest.raises(StorageFull):
+                store.quarantine(before.digest)
+        assert not store.has(before.digest)
+        with pytest.raises(DataLoss):
+            store.info(before.digest)
+        assert store.quarantine(before.digest) == before
 
 
 def test_a_blob_back_from_quarantine_is_watched_again(tmp_path: Path) -> None:
