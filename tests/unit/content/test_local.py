@@ -175,7 +175,7 @@ def test_damaged_metadata_are_told_and_the_store_leaves_nothing_open(tmp_path: P
     (tmp_path / "blobtee.db").write_bytes(b"no database at all" * 500)
     for side in ("-wal", "-shm"):
         (tmp_path / f"blobtee.db{side}").unlink(missing_ok=True)
-    with pytest.raises(DataLoss, match="move it away"):
+    with pytest.raises(DataLoss, match="the blobs stay"):
         LocalStore(tmp_path)
     (tmp_path / "blobtee.db").unlink()
     with LocalStore(tmp_path) as store:
