@@ -181,7 +181,8 @@ void h2_free_message(bt_h2 *s, struct h2_message *m);
 
 void h2_out_callbacks(nghttp2_session_callbacks *callbacks);
 
-/* Write what can be written. -1: the connection is broken. Sets `blocked` when the socket takes no more. */
+/* Write what can be written. -1: the connection is broken. Sets `blocked` when the socket takes no more, or has taken so
+ * much that it may be the turn of others: what is left is for who finds it writable. */
 int h2_write(struct h2_connection *c);
 
 /* Set the message that is sent next: head[0, head_nbytes) and `nbytes` of the body that is set in `k`. */

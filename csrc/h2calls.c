@@ -199,8 +199,10 @@ void bt_h2_release(bt_h2_call *k)
     /* Before anybody hears that no call is left: who asks for one more then needs no other thread. */
     bt_h2_expect(s, 1);
     h2_unref(k);
-    if (c->leaving == LEAVES)
+    if (c->leaving == LEAVES) {
         h2_pump(c, 0);
+        h2_arm(c, 0);
+    }
     pthread_mutex_unlock(&c->lock);
     h2_let_go(c);
     if (h2_can_feed(s))

@@ -16,6 +16,10 @@ enum { GRANT_NBYTES = 4096 };
 
 enum { FRAME_LEAST_NBYTES = 4096 };
 
+/* After so much others have their turn with the connection, and what the peer says is heard: one that reads as fast as
+ * the answer comes could keep a thread, and all who want the lock, for the 2 GiB that a window may have. */
+enum { WRITE_MAX_NBYTES = 4 << 20 };
+
 #define HEADER(name, value, value_nbytes) \
     {(uint8_t *)(uintptr_t)(name), (uint8_t *)(uintptr_t)(value), sizeof(name) - 1, value_nbytes, \
      NGHTTP2_NV_FLAG_NO_COPY_NAME}
@@ -303,6 +307,8 @@ static int produce(struct h2_connection *c)
 
 int h2_write(struct h2_connection *c)
 {
+    size_t left_nbytes = WRITE_MAX_NBYTES;
+
     if (c->dead || c->working)
         return 0;
     c->blocked = 0;
@@ -327,6 +333,11 @@ int h2_write(struct h2_connection *c)
         ssize_t n = send(c->fd, c->out + c->out_at, c->out_nbytes - c->out_at, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (n >= 0) {
             c->out_at += (size_t)n;
+            left_nbytes -= (size_t)n < left_nbytes ? (size_t)n : left_nbytes;
+            if (left_nbytes == 0) {
+                c->blocked = 1;
+                return 0;
+            }
         } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
             c->blocked = 1;
             return 0;

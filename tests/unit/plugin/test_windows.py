@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+import socket
+import stat
 import struct
+from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from blobtee.content import LocalStore
+from blobtee.plugin.server import Listen, Server
 from blobtee.wire.content import SERVICE, messages
 from tests.unit.plugin.contentclient import serving
 from tests.unit.plugin.http2 import (
+    ACK,
     DATA,
     END_STREAM,
     HEADERS,
+    PING,
     RST_STREAM,
+    SETTINGS,
     WINDOW_UPDATE,
     Raw,
     frame,
@@ -23,12 +32,14 @@ from tests.unit.plugin.http2 import (
 )
 
 READ = f"/{SERVICE}/Read"
+SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 WINDOW = 65535
 """What a stream and a connection begin with."""
+PLENTY = (1 << 31) - 1
 
 
-def ask(connection: Raw, stream: int, digest: str) -> None:
-    asked = messages.ReadContentRequest(digest=digest).SerializeToString()
+def ask(connection: Raw, stream: int, digest: str, size: int = 0) -> None:
+    asked = messages.ReadContentRequest(digest=digest, size=size).SerializeToString()
     connection.send(request(stream, READ), frame(DATA, stream, message(asked), END_STREAM))
 
 
@@ -65,6 +76,55 @@ def test_who_says_often_that_it_has_read_is_no_flood(tmp_path: Path) -> None:
             total, ended = read(connection, 1)
     assert ended
     assert total > nbytes
+
+
+def make_roomy(nbytes: int) -> None:
+    """Let the sockets that servers of this process have accepted take so much before anybody reads it."""
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(os.stat(f"/proc/self/fd/{name}").st_mode):
+                continue
+            with socket.socket(fileno=os.dup(int(name))) as found, suppress(OSError):
+                if found.family == socket.AF_UNIX and found.getsockname() and found.getpeername() is not None:
+                    found.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, nbytes)
+
+
+def answered_after(client: Raw, stream: int) -> int:
+    """Bytes that came after the beginning of the answer to `stream` until a ping was answered."""
+    client.until(DATA, stream)
+    client.send(frame(PING, 0, b"anybody?"))
+    answer, tail, came = frame(PING, 0, b"anybody?", ACK), b"", 0
+    while answer not in tail:
+        data = client.socket.recv(1 << 20)
+        assert data
+        came += len(data)
+        tail = tail[-len(answer) :] + data
+    return came
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may have a socket with so much room")
+def test_a_window_for_everything_keeps_nobody_from_being_heard(tmp_path: Path) -> None:
+    """Of a client whose socket takes all of a remembered answer, as that of one that reads as fast as it comes."""
+    with LocalStore(tmp_path / "store") as store:
+        digest = put(store, "long", 192 << 20)
+        with Server(store, [Listen("one", tmp_path / "socket")]) as server:
+            remembered = server._remembered
+            assert remembered is not None
+            best = 1 << 30
+            for _ in range(10):  # a test that is kept waiting between two lines says nothing
+                with raw(tmp_path / "socket") as client:
+                    client.send(frame(SETTINGS, 0, struct.pack(">HI", 4, PLENTY)), grant(PLENTY - WINDOW, 0))
+                    ask(client, 1, digest, size=1)
+                    client.end(1)
+                    make_roomy(64 << 20)
+                    before = remembered.counts(0)()["Read"].opened
+                    ask(client, 3, digest)
+                    came = answered_after(client, 3)
+                    if remembered.counts(0)()["Read"].opened > before:
+                        best = min(best, came)
+                if best < 32 << 20:
+                    break
+            assert best < 32 << 20
 
 
 def test_a_disk_that_fails_costs_the_connection_nothing(tmp_path: Path) -> None:
