@@ -58,6 +58,12 @@ def listed(containerd: Containerd) -> list[str]:
     return containerd.do("content", "ls", "-q").split()
 
 
+def settle(containerd: Containerd) -> None:
+    """Let it collect what its work so far has left, and wait for that: the index that an archive brings, for one."""
+    containerd.do("images", "tag", NAME, "example.test/gone:1")
+    containerd.do("images", "rm", "--sync", "example.test/gone:1")
+
+
 def remove_everything(containerd: Containerd, namespace: str = "default") -> None:
     """As an operator does; the daemon collects before it answers."""
     for name in containerd.do("-n", namespace, "images", "ls", "-q").split():

@@ -12,7 +12,7 @@ import pytest
 from blobtee.content.proxy import ProxyStore
 from blobtee.oci import Digest
 from tests.integration.daemons import BLOBTEE, Containerd, running_blobtee, running_containerd, wait_for
-from tests.integration.images import NAME, hello, listed
+from tests.integration.images import NAME, hello, listed, settle
 from tests.integration.servers import tool
 
 pytestmark = [pytest.mark.xdist_group("containerd"), pytest.mark.timeout(1200)]
@@ -26,12 +26,6 @@ def adopt(*arguments: str | Path) -> dict[str, object]:
     answer = json.loads(done.stdout)
     assert isinstance(answer, dict)
     return answer
-
-
-def settle(containerd: Containerd) -> None:
-    """Let it collect what its work so far has left, and wait for that."""
-    containerd.do("images", "tag", NAME, "example.test/gone:1")
-    containerd.do("images", "rm", "--sync", "example.test/gone:1")
 
 
 def labels_of(containerd: Containerd) -> set[str]:

@@ -15,7 +15,7 @@ import pytest
 from blobtee import transfer
 from blobtee.content import LocalStore
 from tests.integration.daemons import Blobtee, Containerd, running_blobtee, running_containerd, wait_for
-from tests.integration.images import NAME, busybox_archive, hello, listed, remove_everything
+from tests.integration.images import NAME, busybox_archive, hello, listed, remove_everything, settle
 from tests.integration.servers import DockerRegistry, running_registry, tool
 
 pytestmark = [pytest.mark.xdist_group("containerd"), pytest.mark.timeout(1200)]
@@ -145,10 +145,11 @@ def test_two_containerds_on_one_store(tmp_path: Path, blobtee: Blobtee, busybox:
         running_containerd(tmp_path / "old", "1.6", blobtee.socket("one")) as old,
         running_containerd(tmp_path / "new", "2", blobtee.socket("two")) as new,
     ):
-        old.do("images", "import", busybox)
-        on_disk = blobtee.blobs()
-        new.do("images", "import", busybox)
-        assert blobtee.blobs() == on_disk
+        for each in (old, new):
+            each.do("images", "import", busybox)
+            settle(each)
+        assert set(listed(new)) == set(listed(old))
+        wait_for("one copy is left", lambda: {f"sha256:{name}" for name in blobtee.blobs()} == set(listed(old)))
         remove_everything(old)
         assert listed(old) == []
         hello(new)
