@@ -59,6 +59,8 @@ class Group:
         self._name = name
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
+        self._ending: set[threading.Thread] = set()
+        """Those whose calls are over; the system may take a moment longer for them."""
         self._first: BaseException | None = None
         self.cancellation = Cancellation(current())
 
@@ -93,12 +95,14 @@ class Group:
             if self._places is not None:
                 self._places.release()
             with self._lock:
-                self._threads.discard(threading.current_thread())
+                self._threads.discard(thread)
+                self._ending.add(thread)
 
         thread = threading.Thread(
             target=body, name=f"{self._name}-{getattr(function, '__name__', 'task')}", daemon=True
         )
         with self._lock:
+            self._ending = {each for each in self._ending if each.is_alive()}
             self._threads.add(thread)
         try:
             thread.start()
@@ -123,11 +127,12 @@ class Group:
         """Wait for all threads. A KeyboardInterrupt while waiting cancels them, waits on, and is raised at the end."""
         interrupt: KeyboardInterrupt | None = None
         while True:
-            with self._lock:
-                thread = next(iter(self._threads), None)
-            if thread is None:
-                break
             try:
+                with self._lock:
+                    self._ending = {each for each in self._ending if each.is_alive()}
+                    thread = next(iter(self._threads | self._ending), None)
+                if thread is None:
+                    break
                 thread.join(0.5)
             except KeyboardInterrupt as error:
                 interrupt = error

