@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextvars
 import os
 import sqlite3
-import stat
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from blobtee.content import lastuse, records
 from blobtee.content.api import Info
 from blobtee.content.database import Database
 from blobtee.content.files import make_directory, sync_directory
-from blobtee.content.settling import COMING, SETTLED
+from blobtee.content.settling import SETTLED
 from blobtee.content.together import Together
 from blobtee.errors import BlobteeError, one_more
 from blobtee.oci import Digest
@@ -69,7 +68,7 @@ class Arrival:
     def __init__(
         self, data: str | Path, target: str, digest: Digest, size: int, labels: Mapping[str, str], claim: Claim
     ) -> None:
-        """The synced file `data`, of `size` bytes, is to have the name `target`."""
+        """The synced file `data`, of `size` bytes, which may be written by its rights, is to have the name `target`."""
         self.data = data
         self.target = target
         self.directory = os.path.dirname(target)
@@ -82,7 +81,6 @@ class Arrival:
         self._context = contextvars.copy_context()
         self._announced = False
         self._named = False
-        self._rights: int | None = None
 
     def announce(self, connection: sqlite3.Connection) -> None:
         """Write the row, in a transaction."""
@@ -106,13 +104,7 @@ class Arrival:
         return self.info
 
     def name(self) -> None:
-        """Give the file its name, which is not durable yet, and does not look it."""
-        rights = stat.S_IMODE(os.stat(self.data).st_mode)
-        if rights != COMING:
-            # What is linked may have those of a blob; of a file system that refuses there is no telling.
-            with suppress(OSError):
-                os.chmod(self.data, COMING)
-                self._rights = rights
+        """Give the file its name, which is not durable yet."""
         try:
             os.rename(self.data, self.target)
         except FileNotFoundError:
@@ -133,10 +125,6 @@ class Arrival:
             self._named = False
             with suppress(OSError):
                 os.rename(self.target, self.data)
-        if self._rights is not None:
-            rights, self._rights = self._rights, None
-            with suppress(OSError):
-                os.chmod(self.data, rights)
         if self._announced:
             self._announced = False
             with suppress(BlobteeError), database.transaction() as connection:  # a row alone means nothing

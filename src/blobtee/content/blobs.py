@@ -143,7 +143,8 @@ class Blobs:
     def place(
         self, data: str | Path, digest: Digest, size: int, labels: Mapping[str, str], claim: Claim = NO_CLAIM
     ) -> Info:
-        """Make the synced file `data` the blob `digest`, durably; any error leaves it where it is.
+        """Make the synced file `data`, which may be written by its rights, the blob `digest`, durably; any error leaves
+        it where it is.
 
         `claim` is written inside the transaction that makes the blob's row, before it is there; at `AlreadyExists`
         while nothing can remove it.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -226,7 +227,7 @@ class LocalStore:
                 found = name.stat()
                 if found.st_mode & WRITABLE:
                     sync_file(name)
-                return self._blobs.place(name, digest, found.st_size, {})
+                return self._place(name, found, digest, {})
             finally:
                 with suppress(FileNotFoundError):
                     os.unlink(name)
@@ -249,7 +250,7 @@ class LocalStore:
         blob's name. `AlreadyExists`: it stays where it is. It must be on the file system of the root."""
         self._writable()
         with os_errors(f"take in {path}"):
-            return self._blobs.place(path, digest, path.stat().st_size, labels or {})
+            return self._place(path, path.stat(), digest, labels or {})
 
     def quarantined(self) -> list[Info]:
         """Blobs that were put in quarantine and have not been brought back."""
@@ -378,6 +379,20 @@ class LocalStore:
         if total and not status.total:
             ingest.write_total(total)
         return dataclasses.replace(status, total=total or status.total, expected=expected)
+
+    def _place(self, path: Path, found: os.stat_result, digest: Digest, labels: Mapping[str, str]) -> Info:
+        """Give somebody's file a blob's name, which must not look durable by what the file was before."""
+        rights = stat.S_IMODE(found.st_mode)
+        if not rights & WRITABLE:
+            with suppress(OSError):  # where there are no rights, they tell nobody anything
+                path.chmod(rights | stat.S_IWUSR)
+        try:
+            return self._blobs.place(path, digest, found.st_size, labels)
+        except BaseException:
+            if not rights & WRITABLE:
+                with suppress(OSError):
+                    path.chmod(rights)
+            raise
 
     def _release(self, ingest: Ingest) -> None:
         with self._mutex:

@@ -15,14 +15,11 @@ from contextlib import suppress
 
 from blobtee.content.files import sync_directory
 
-COMING = 0o644
-"""The rights of a file that gets its name."""
+WRITABLE = 0o222
+"""Rights of which a file has one while it is not known to be durable."""
 
 SETTLED = 0o444
-"""What they are when the name is durable."""
-
-WRITABLE = 0o222
-"""What a file has that is not known to be durable: one of these."""
+"""The rights of a file that came here, when it is."""
 
 _MOST = 10_000
 """Files that are remembered, where rights tell nothing."""
