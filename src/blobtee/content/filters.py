@@ -9,7 +9,9 @@ is quoted: `labels."containerd.io/x"`. Values may be quoted, expressions also by
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from blobtee.content.expressions import searcher
 from blobtee.errors import InvalidArgument
@@ -22,6 +24,9 @@ Filter = Callable[[Fields], bool]
 MAX_FILTER = 64 << 10
 """Characters of one filter."""
 
+MAX_SECONDS = 5.0
+"""Processor time for the expressions of all filters that were given together, and all values they are tried on."""
+
 _SPACE = re.compile(r"\s*")
 _FIELD = re.compile(r"[A-Za-z0-9_-]+")
 _OPERATOR = re.compile(r"[=!~]+")
@@ -33,10 +38,11 @@ _PLAIN = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v":
 def parse(filters: Sequence[str]) -> Filter:
     """One predicate for all of `filters`; no filter, or an empty one, matches everything.
 
-    `InvalidArgument` for bad syntax, and for an expression that could take too long (`content.expressions`), which may
-    show only when a long value is looked at. One that is no regular expression matches nothing.
+    `InvalidArgument` for bad syntax, and for expressions that could take too long (`content.expressions`) or together
+    do, which may show only when values are looked at. One that is no regular expression matches nothing.
     """
-    alternatives = [_Parser(text).selectors() for text in filters]
+    budget = _Budget()
+    alternatives = [_Parser(text, budget).selectors() for text in filters]
     if not alternatives:
         return lambda fields: True
     return lambda fields: any(all(match(fields) for match in selectors) for selectors in alternatives)
@@ -58,13 +64,30 @@ def ingest_fields(ref: str) -> Fields:
     return lambda path: ref if list(path) == ["ref"] else None
 
 
+class _Budget:
+    """What expressions may take."""
+
+    def __init__(self) -> None:
+        self._left = MAX_SECONDS
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        """A block that spends of it; `InvalidArgument` at its end when there is nothing left."""
+        begun = time.thread_time()
+        yield
+        self._left -= time.thread_time() - begun
+        if self._left < 0:
+            raise InvalidArgument(f"the expressions of these filters take more than {MAX_SECONDS:g} seconds")
+
+
 class _Parser:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, budget: _Budget) -> None:
         if len(text) > MAX_FILTER:
             raise InvalidArgument(f"a filter of {len(text)} characters; the limit is {MAX_FILTER}")
         if "\0" in text:
             raise InvalidArgument("a filter with a NUL character")
         self._text = text
+        self._budget = budget
         self._at = 0
 
     def selectors(self) -> list[Filter]:
@@ -90,8 +113,19 @@ class _Parser:
             unwanted = self._value()
             return lambda fields: fields(path) != unwanted
         if operator == "~=":
-            return _matching(path, self._value('"/|'))
+            return self._matching(path, self._value('"/|'))
         raise self._error("an operator: ==, != or ~=")
+
+    def _matching(self, path: tuple[str, ...], expression: str) -> Filter:
+        budget = self._budget
+        with budget.spending():
+            found = searcher(expression)
+
+        def matches(fields: Fields) -> bool:
+            with budget.spending():
+                return found(fields(path) or "")
+
+        return matches
 
     def _path(self) -> tuple[str, ...]:
         path = [self._field()]
@@ -160,8 +194,3 @@ class _Parser:
 
     def _error(self, wanted: str) -> InvalidArgument:
         return InvalidArgument(f"bad filter {self._text[:200]!r}: {wanted} expected at character {self._at + 1}")
-
-
-def _matching(path: tuple[str, ...], expression: str) -> Filter:
-    found = searcher(expression)
-    return lambda fields: found(fields(path) or "")
