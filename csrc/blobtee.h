@@ -501,6 +501,9 @@ int bt_h2_take(bt_h2_call *k, const uint8_t **message, size_t *nbytes);
  * room for it (`message` is not used after the return). BT_OK; BT_GONE; BT_TOO_LONG. */
 int bt_h2_send(bt_h2_call *k, const uint8_t *message, size_t nbytes, int is_last);
 
+/* bt_h2_send of a message that is not the last, and then bt_h2_take: an answer, and the wait for what it is answered by. */
+int bt_h2_exchange(bt_h2_call *k, const uint8_t *message, size_t nbytes, const uint8_t **next, size_t *next_nbytes);
+
 /* As bt_h2_send, with a message of head[0, head_nbytes) (64 at most) and the bytes [offset, offset + nbytes) of the file
  * `fd`. BT_TRUNCATED when the file ends before, BT_ERRNO - errno when it cannot be read: the call is gone then, and its client
  * has not got the message. BT_BAD_ARGUMENT. */

@@ -182,6 +182,7 @@ void bt_h2_stop(bt_h2 *s);
 void bt_h2_stat(bt_h2 *s, bt_h2_stats *stats);
 int bt_h2_take(bt_h2_call *k, const uint8_t **message, size_t *nbytes);
 int bt_h2_send(bt_h2_call *k, const uint8_t *message, size_t nbytes, int is_last);
+int bt_h2_exchange(bt_h2_call *k, const uint8_t *message, size_t nbytes, const uint8_t **next, size_t *next_nbytes);
 int bt_h2_send_file(bt_h2_call *k, const uint8_t *head, size_t head_nbytes, int fd, uint64_t offset, size_t nbytes,
                     int is_last);
 int bt_h2_finish(bt_h2_call *k, int status, const char *text);

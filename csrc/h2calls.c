@@ -124,6 +124,12 @@ int bt_h2_send(bt_h2_call *k, const uint8_t *message, size_t nbytes, int is_last
     return result;
 }
 
+int bt_h2_exchange(bt_h2_call *k, const uint8_t *message, size_t nbytes, const uint8_t **next, size_t *next_nbytes)
+{
+    int result = bt_h2_send(k, message, nbytes, 0);
+    return result == BT_OK ? bt_h2_take(k, next, next_nbytes) : result;
+}
+
 int bt_h2_send_file(bt_h2_call *k, const uint8_t *head, size_t head_nbytes, int fd, uint64_t offset, size_t nbytes,
                     int is_last)
 {

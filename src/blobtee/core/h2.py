@@ -152,12 +152,13 @@ class H2Server:
 class H2Call:
     """One call, for the thread that handles it. What is done once its client has gone raises `Cancelled`."""
 
-    __slots__ = ("_call", "_server", "_watched", "method", "place")
+    __slots__ = ("_call", "_message", "_nbytes", "_server", "_watched", "method", "place")
 
     def __init__(self, server: H2Server, call: Any, place: int, method: int) -> None:
         self._server = server
         self._call = call
         self._watched = False
+        self._message, self._nbytes = ffi.new("const uint8_t **"), ffi.new("size_t *")
         self.place = place
         self.method = method
 
@@ -198,12 +199,19 @@ class H2Call:
 
     def take(self) -> bytes | None:
         """The next message; None when the client has sent all. Waits."""
-        pointer, nbytes = ffi.new("const uint8_t **"), ffi.new("size_t *")
-        result = lib.bt_h2_take(self._call, pointer, nbytes)
+        return self._taken(lib.bt_h2_take(self._call, self._message, self._nbytes))
+
+    def exchange(self, message: bytes) -> bytes | None:
+        """`send` a message that is not the last, and `take` the next. What goes into the core once comes out of it
+        once: each return has to wait for the interpreter."""
+        return self._taken(lib.bt_h2_exchange(self._call, message, len(message), self._message, self._nbytes))
+
+    def _taken(self, result: int) -> bytes | None:
         if result == _OK:
-            return bytes(ffi.buffer(pointer[0], nbytes[0])[:])
+            return bytes(ffi.buffer(self._message[0], self._nbytes[0])[:])
         if result == lib.BT_END:
             return None
+        _check(result, "send a message")
         raise _gone()
 
     def send(self, message: ReadableBuffer, *, last: bool = False) -> None:

@@ -76,8 +76,19 @@ def duplex(
     work: Callable[[Iterator[Any], H2Call], Generator[Any, None, None]],
 ) -> Handler:
     """Many requests, many answers. The requests end when the client has sent all; they raise `Cancelled` when it has
-    gone."""
-    return _streaming(method, observer, lambda call: work(_requests(call, request), call))
+    gone. An answer is sent when the next request is asked for, or the next answer made."""
+
+    def begin(call: H2Call) -> Generator[Any, None, None]:
+        requests = _Requests(call, request)
+        with closing(work(requests, call)) as answers:
+            for answer in answers:
+                if requests.answer is not None:
+                    yield requests.answer
+                requests.answer = _serialized(answer)
+        if requests.answer is not None:
+            yield requests.answer
+
+    return _streaming(method, observer, begin)
 
 
 @contextmanager
@@ -121,9 +132,20 @@ def _first(call: H2Call, request: Any) -> Any:
     return _parsed(data, request)
 
 
-def _requests(call: H2Call, request: Any) -> Iterator[Any]:
-    while (data := call.take()) is not None:
-        yield _parsed(data, request)
+class _Requests(Iterator[Any]):
+    """Those of a call, as they come; `answer` is sent first, by the same call of the core."""
+
+    def __init__(self, call: H2Call, request: Any) -> None:
+        self.answer: bytes | None = None
+        self._call = call
+        self._request = request
+
+    def __next__(self) -> Any:
+        answer, self.answer = self.answer, None
+        data = self._call.take() if answer is None else self._call.exchange(answer)
+        if data is None:
+            raise StopIteration
+        return _parsed(data, self._request)
 
 
 def _parsed(data: bytes, request: Any) -> Any:
