@@ -107,6 +107,9 @@ int bt_sha256_update_many(bt_sha256 *const *h, const uint8_t *const *in, const s
  * Fastest when the longest inputs come first. BT_OK; BT_TOO_LONG. Thread-safe. */
 int bt_sha256_many(const uint8_t *const *in, const size_t *in_nbytes, size_t n, uint8_t *digests);
 
+/* Both in one: appends, and writes the digest of all so far. As bt_sha256_update; `digest` is written at BT_OK alone. */
+int bt_sha256_append(bt_sha256 *h, const uint8_t *in, size_t in_nbytes, uint8_t digest[BT_SHA256_DIGEST_NBYTES]);
+
 /* Writes the digest of what was appended so far; more may be appended after. BT_OK; BT_BUSY. */
 int bt_sha256_digest(bt_sha256 *h, uint8_t digest[BT_SHA256_DIGEST_NBYTES]);
 
@@ -524,11 +527,32 @@ int bt_h2_watch(bt_h2_call *k);
  * big endian), name and value; the answer is its bytes. The call's own, until it is released. */
 size_t bt_h2_metadata(bt_h2_call *k, const char **metadata);
 
+/* bt_h2_finish, and then bt_h2_release. */
+void bt_h2_end(bt_h2_call *k, int status, const char *text);
+
 /* Gives the call back: the handler is through with it. One that nobody answered ends with INTERNAL. */
 void bt_h2_release(bt_h2_call *k);
 
 /* Gives back the call of an event of the kind BT_H2_ENDED. */
 void bt_h2_told(bt_h2_call *k);
+
+/* ---- files ------------------------------------------------------------------------------------------------------ */
+
+/* What a file is to hold. Without `data` it goes. `before_nbytes`: how long it is now. */
+typedef struct bt_small_file {
+    const char *name;
+    const uint8_t *data;
+    size_t nbytes, before_nbytes;
+} bt_small_file;
+
+/* Makes `folder`, if nothing has that name: of the folder `spare` (NULL: a new one) by a rename. Then writes `files` into
+ * it, not durably, and opens its file `data`, made when missing, for reading and writing: the descriptor, >= 0. BT_END:
+ * something has the name, and nothing has changed; BT_ERRNO - errno, after which the folder may be there, without `data`. */
+int bt_begin_folder(const char *folder, const char *spare, const bt_small_file *files, size_t nfiles, const char *data);
+
+/* Gives each of npaths files, whose paths follow each other in `paths`, each with its NUL, these rights, and the present as
+ * its time of access where that is not less than stale_ns past. As good as it goes. */
+void bt_settle_files(const char *paths, size_t npaths, int rights, int64_t stale_ns);
 
 /* ---- what it was built with --------------------------------------------------------------------------------- */
 

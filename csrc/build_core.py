@@ -17,6 +17,7 @@ SOURCES = (
     "answers.c",
     "cpu.c",
     "crc32c.c",
+    "files.c",
     "gzindex.c",
     "gzip.c",
     "h2.c",

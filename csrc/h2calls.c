@@ -188,6 +188,12 @@ void bt_h2_told(bt_h2_call *k)
     h2_let_go_of_call(k);
 }
 
+void bt_h2_end(bt_h2_call *k, int status, const char *text)
+{
+    bt_h2_finish(k, status, text);
+    bt_h2_release(k);
+}
+
 void bt_h2_release(bt_h2_call *k)
 {
     struct h2_connection *c = k->connection;

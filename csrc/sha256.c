@@ -116,7 +116,18 @@ static void update(bt_sha256 *h, const uint8_t *in, size_t in_nbytes)
     memcpy(h->partial, in + in_nbytes / BLOCK * BLOCK, in_nbytes % BLOCK);
 }
 
-int bt_sha256_update(bt_sha256 *h, const uint8_t *in, size_t in_nbytes)
+/* The digest of the message of h so far, which stays as it is. */
+static void digest_of(const bt_sha256 *h, uint8_t digest[BT_SHA256_DIGEST_NBYTES])
+{
+    uint8_t tail[2 * BLOCK];
+    uint32_t state[8];
+    size_t nblocks = pad(h, tail);
+    memcpy(state, h->state, sizeof(state));
+    kernels()->x1(state, tail, nblocks);
+    put_state(digest, state);
+}
+
+static int append(bt_sha256 *h, const uint8_t *in, size_t in_nbytes, uint8_t *digest)
 {
     int result = BT_OK;
     if (!claim(h))
@@ -125,21 +136,25 @@ int bt_sha256_update(bt_sha256 *h, const uint8_t *in, size_t in_nbytes)
         result = BT_TOO_LONG;
     else if (in_nbytes > 0)
         update(h, in, in_nbytes);
+    if (result == BT_OK && digest != NULL)
+        digest_of(h, digest);
     release(h);
     return result;
 }
 
+int bt_sha256_update(bt_sha256 *h, const uint8_t *in, size_t in_nbytes) { return append(h, in, in_nbytes, NULL); }
+
+int bt_sha256_append(bt_sha256 *h, const uint8_t *in, size_t in_nbytes, uint8_t digest[BT_SHA256_DIGEST_NBYTES])
+{
+    return append(h, in, in_nbytes, digest);
+}
+
 int bt_sha256_digest(bt_sha256 *h, uint8_t digest[BT_SHA256_DIGEST_NBYTES])
 {
-    uint8_t tail[2 * BLOCK];
-    uint32_t state[8];
     if (!claim(h))
         return BT_BUSY;
-    size_t nblocks = pad(h, tail);
-    memcpy(state, h->state, sizeof(state));
+    digest_of(h, digest);
     release(h);
-    kernels()->x1(state, tail, nblocks);
-    put_state(digest, state);
     return BT_OK;
 }
 

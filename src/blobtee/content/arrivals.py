@@ -24,6 +24,7 @@ from blobtee.content.database import Database
 from blobtee.content.files import make_directory, sync_directory
 from blobtee.content.settling import SETTLED
 from blobtee.content.together import Together
+from blobtee.core import settle_files
 from blobtee.errors import BlobteeError, one_more
 from blobtee.oci import Digest
 
@@ -112,13 +113,6 @@ class Arrival:
             os.rename(self.data, self.target)
         self._named = True
 
-    def finish(self) -> None:
-        """What the file is when nothing can undo it any more, as good as it goes: until then a writer may go on."""
-        with suppress(OSError):  # not every file system has rights
-            os.chmod(self.target, SETTLED)
-        with suppress(OSError):
-            lastuse.came(self.target)
-
     def undo(self, database: Database) -> None:
         """Nobody may rely on a name that is not durable: the file gets its old one again. Twice is as good as once."""
         if self._named:
@@ -195,9 +189,8 @@ class Arrivals:
                 named.setdefault(arrival.directory, []).append(arrival)
         for directory, there in named.items():
             self._attempt(partial(sync_directory, directory), there)
-        for arrival in arrivals:
-            if arrival.error is None:
-                arrival.finish()
+        # What a file is when nothing can undo it any more, as good as it goes; its coming is a use of it.
+        settle_files([each.target for each in arrivals if each.error is None], SETTLED, lastuse.RESOLUTION_NS)
 
     def _attempt(self, work: Callable[[], object], arrivals: Sequence[Arrival]) -> None:
         """Do what `arrivals` need, or none of them comes."""

@@ -39,6 +39,18 @@ def digester(algorithm: str = "sha256") -> Hash:
         raise InvalidDigest(f"unknown digest algorithm {algorithm[:40]!r}") from None
 
 
+def appended(algorithm: str, hashed: Hash, data: Buffer) -> Digest:
+    """The digest of what `hashed` has seen, `data` included, which it sees now."""
+    if isinstance(hashed, core.Sha256):
+        return Digest(f"{algorithm}:{hashed.append(data).hex()}")
+    hashed.update(data)
+    return digest_of(algorithm, hashed)
+
+
 def digest_of(algorithm: str, hashed: Hash) -> Digest:
     """The digest of what `hashed` has seen."""
     return Digest(f"{algorithm}:{hashed.hexdigest()}")
+
+
+EMPTY = {algorithm: digest_of(algorithm, digester(algorithm)) for algorithm in _MAKERS}
+"""The digests of nothing."""

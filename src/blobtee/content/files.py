@@ -283,17 +283,6 @@ def write_small(path: str, data: bytes) -> None:
         os.close(fd)
 
 
-def write_over(path: str, data: bytes, before: int) -> None:
-    """As `write_small`, in a file of `before` bytes: cutting it off first would have ext4 write it out at once."""
-    fd = os.open(path, WRITING, 0o644)
-    try:
-        write_all(fd, memoryview(data), 0)
-        if before > len(data):
-            os.ftruncate(fd, len(data))
-    finally:
-        os.close(fd)
-
-
 def read_small(path: str | Path, limit: int) -> bytes:
     """The first `limit` bytes of the file at `path`; `OSError` for what is none, which may have no end, or no start."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -16,13 +16,13 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from blobtee.content.api import Status
-from blobtee.content.files import format_time, parse_time, read_small, set_aside, write_over, write_small
+from blobtee.content.files import format_time, parse_time, read_small, set_aside, write_small
 from blobtee.content.locks import Locks
 from blobtee.content.spares import Spares
+from blobtee.core import SmallFile, begin_folder
 from blobtee.errors import BlobteeError, DataLoss, InvalidArgument, NotFound, TooLarge, from_os_error
 from blobtee.oci import Digest
 
@@ -57,6 +57,7 @@ class Ingest:
         """Name of the lock that its writer holds."""
         self._spares = spares
         self._files: Mapping[str, bytes] | None = None
+        self._fd = -1  # of the data, until they are asked for
         # Plain text: a writer opens some of these for each blob, and paths of pathlib cost more than the system call.
         self._prefix = f"{directory}/"
         self.data = self._prefix + "data"
@@ -97,37 +98,52 @@ class Ingest:
             updated_at=self._time("updatedat") or max(started, found.st_mtime_ns),
         )
 
-    def create(self, ref: bytes, total: int, expected: Digest | None) -> Status:
-        """Begin anew, whatever was there. The caller holds the lock and makes `data` next."""
-        now = time.time_ns()
-        files = {"ref": ref, "startedat": format_time(now), "updatedat": format_time(now)}
-        if total:
-            files["total"] = b"%d" % total
-        if not self._write_over(files):
-            if os.path.lexists(self.directory):
-                self.remove()
-            os.makedirs(self.directory, 0o755)
-            for name, data in files.items():
-                write_small(self._prefix + name, data)
+    def begin(self, ref: bytes, total: int, expected: Digest | None) -> Status | None:
+        """Begin one that is not there, in one call of the core. None: something is, or that failed, perhaps half done.
+        The caller holds the lock, and calls `close` when nobody has asked for the data."""
+        now, files = _first_files(ref, total)
+        spare = self._spares.take() if self._spares is not None else None
+        before: Mapping[str, bytes] = spare.files if spare is not None else {}
+        changes = {
+            name: SmallFile(files.get(name), len(before.get(name, b"")))
+            for name in files.keys() | before.keys()
+            if files.get(name) != before.get(name)
+        }
+        try:
+            fd = begin_folder(self._prefix[:-1], spare.folder if spare is not None else None, changes, "data")
+        except OSError:
+            return None
+        if fd is None:
+            if spare is not None and self._spares is not None:
+                self._spares.put_back(spare)
+            return None
+        self._fd = fd
         self._files = files
         return Status(ref.decode("utf-8", "surrogateescape"), 0, total, expected, now, now)
 
-    def _write_over(self, files: Mapping[str, bytes]) -> bool:
-        """Begin with the folder of another, if there is one; False when nothing comes of it, for whatever reason."""
-        before = self._spares.give(self.directory) if self._spares is not None else None
-        if before is None:
-            return False
-        try:
-            for name, data in files.items():
-                if before.get(name) != data:
-                    write_over(self._prefix + name, data, len(before.get(name, b"")))
-            for name in before.keys() - files.keys():
-                with suppress(FileNotFoundError):
-                    os.unlink(self._prefix + name)
-        except OSError:
+    def create(self, ref: bytes, total: int, expected: Digest | None) -> Status:
+        """Begin anew, whatever was there. The caller holds the lock and makes `data` next."""
+        now, files = _first_files(ref, total)
+        if os.path.lexists(self.directory):
             self.remove()
-            return False
-        return True
+        os.makedirs(self.directory, 0o755)
+        for name, data in files.items():
+            write_small(self._prefix + name, data)
+        self._files = files
+        return Status(ref.decode("utf-8", "surrogateescape"), 0, total, expected, now, now)
+
+    def open_data(self) -> int:
+        """The data, made when missing, for reading and writing."""
+        if self._fd < 0:
+            return os.open(self.data, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        fd, self._fd = self._fd, -1
+        return fd
+
+    def close(self) -> None:
+        """Nobody asks for the data any more."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def write_total(self, total: int) -> None:
         write_small(self._prefix + "total", b"%d" % total)
@@ -182,6 +198,15 @@ class Ingest:
             return parse_time(read_small(self._prefix + name, 64))
         except FileNotFoundError:
             return None
+
+
+def _first_files(ref: bytes, total: int) -> tuple[int, Mapping[str, bytes]]:
+    """What an ingest begins with, and when, which is now."""
+    now = time.time_ns()
+    files = {"ref": ref, "startedat": format_time(now), "updatedat": format_time(now)}
+    if total:
+        files["total"] = b"%d" % total
+    return now, files
 
 
 class Ingests:

@@ -36,12 +36,7 @@ def note(fd: int, found: os.stat_result) -> None:
             _touch(fd, found)
 
 
-def came(path: str) -> None:
-    """The file has become a blob, which is a use. Raises the plain OSError."""
-    _touch(path, os.stat(path))
-
-
-def _touch(file: int | str, found: os.stat_result) -> None:
+def _touch(file: int, found: os.stat_result) -> None:
     now = time.time_ns()
     if not 0 <= now - found.st_atime_ns < RESOLUTION_NS:
         os.utime(file, ns=(now, found.st_mtime_ns))

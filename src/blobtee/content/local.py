@@ -275,6 +275,7 @@ class LocalStore:
                 status = self._begin(ingest, ref, total, digest)
                 writer = LocalWriter(ingest, status, self._blobs, lambda: self._release(ingest))
         except BaseException:
+            ingest.close()
             locks.release(ingest.lock)
             raise
         with self._mutex:
@@ -370,6 +371,9 @@ class LocalStore:
 
     def _begin(self, ingest: Ingest, ref: str, total: int, expected: Digest | None) -> Status:
         """State of the ingest that a new writer goes on with, made when missing."""
+        status = ingest.begin(encode_ref(ref), total, expected)
+        if status is not None:
+            return status
         try:
             status = ingest.read()
         except (NotFound, DataLoss):

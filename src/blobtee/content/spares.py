@@ -11,21 +11,28 @@ from __future__ import annotations
 
 import itertools
 import os
-import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 MOST = 64
 AT_REST = 4
 """Folders that stay when nobody writes."""
 
 
+class Spare(NamedTuple):
+    """A folder and the files in it."""
+
+    folder: str
+    files: Mapping[str, bytes]
+
+
 class Spares:
     """Of one store in one process. Thread-safe: the list's own operations are."""
 
     def __init__(self) -> None:
-        self._folders: list[tuple[Path, Mapping[str, bytes]]] = []
+        self._spares: list[Spare] = []
         # Names that no ref has: who looks at one later must not hold the lock of a ref that comes again.
         self._own = os.urandom(24).hex()
         self._numbers = itertools.count()
@@ -33,41 +40,29 @@ class Spares:
     def keep(self, folder: Path, files: Mapping[str, bytes]) -> bool:
         """Keep the folder, with nothing but `files` in it, for another ingest; False when it is not wanted. The caller
         holds its lock."""
-        if len(self._folders) >= MOST:
+        if len(self._spares) >= MOST:
             return False
         try:
-            spare = folder.with_name(f"{self._own}{next(self._numbers):016x}")
+            spare = f"{folder.parent}/{self._own}{next(self._numbers):016x}"
             os.rename(folder, spare)
         except OSError:
             return False
-        self._folders.append((spare, files))
+        self._spares.append(Spare(spare, files))
         return True
 
-    def give(self, name: Path) -> Mapping[str, bytes] | None:
-        """Give one the name `name`, whose lock the caller holds: the files that are in it. None when there is none, or
-        something else has the name."""
-        while (spare := self._pop()) is not None:
-            folder, files = spare
-            try:
-                # What a link leads to is not ours.
-                if stat.S_ISDIR(os.lstat(folder).st_mode):
-                    os.rename(folder, name)
-                    return files
-            except FileNotFoundError:
-                continue
-            except OSError:
-                self._folders.append(spare)
-                return None
-        return None
+    def take(self) -> Spare | None:
+        """One for an ingest that begins, and is nobody else's then; None when there is none."""
+        try:
+            return self._spares.pop()
+        except IndexError:
+            return None
+
+    def put_back(self, spare: Spare) -> None:
+        """It was not needed."""
+        self._spares.append(spare)
 
     def clear(self, remove: Callable[[Path], object], *, but: int = 0) -> None:
         """Remove all by `remove`, `but` so many."""
-        while len(self._folders) > but and (spare := self._pop()) is not None:
+        while len(self._spares) > but and (spare := self.take()) is not None:
             with suppress(OSError):  # the next opening of the store finds it
-                remove(spare[0])
-
-    def _pop(self) -> tuple[Path, Mapping[str, bytes]] | None:
-        try:
-            return self._folders.pop()
-        except IndexError:
-            return None
+                remove(Path(spare.folder))

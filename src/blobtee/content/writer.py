@@ -17,7 +17,7 @@ from blobtee.content.api import Info, Status, Writer
 from blobtee.content.arrivals import Claim
 from blobtee.content.blobs import NO_CLAIM, Blobs
 from blobtee.content.checks import check_commit, check_truncation, flat
-from blobtee.content.digester import Hash, digest_of, digester
+from blobtee.content.digester import EMPTY, Hash, appended, digest_of, digester
 from blobtee.content.files import PIECE, WRITING, Writeback, os_errors, write_all
 from blobtee.content.ingests import Ingest
 from blobtee.errors import AlreadyExists, BlobteeError, Closed, StorageFull, from_os_error
@@ -48,13 +48,13 @@ class LocalWriter(Writer):
         self._turn = threading.RLock()
         self._algorithm = status.expected.algorithm if status.expected is not None else "sha256"
         self._hash = digester(self._algorithm)
-        self._digest: Digest | None = None  # of what was hashed so far, once it was asked for
+        self._digest: Digest | None = EMPTY[self._algorithm]  # of what was hashed so far; None: not known yet
         self._offset_fd = -1
         self._allocate = status.total >= ALLOCATE_FROM
         self._synced = False
         self._touched = False
         self._writeback = Writeback(status.offset)
-        self._fd = os.open(ingest.data, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        self._fd = ingest.open_data()
         if not ingest.is_new:
             try:
                 self._resume()
@@ -68,6 +68,7 @@ class LocalWriter(Writer):
             os.ftruncate(self._fd, self._status.offset)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._ingest.offset_file)
+        self._digest = None
         self._hash = self._hash_file(self._algorithm, self._status.offset)
 
     @property
@@ -162,8 +163,7 @@ class LocalWriter(Writer):
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._fd, offset)
             raise from_os_error(error, f"write {piece.nbytes} bytes to an ingest at offset {offset}") from error
-        self._digest = None
-        self._hash.update(piece)
+        self._digest = appended(self._algorithm, self._hash, piece)
         self._advance_to(offset + piece.nbytes)
         self._writeback.written(self._fd, offset + piece.nbytes)
 

@@ -19,6 +19,7 @@ does not reach into ISA-L and libdeflate, which choose for themselves.
 """
 
 from blobtee.core.answers import Answers, Counts, Watch
+from blobtee.core.files import SmallFile, begin_folder, settle_files
 from blobtee.core.gzip import (
     GZIP_MAX_LEVEL,
     GZIP_MIN_LEVEL,
@@ -48,9 +49,11 @@ __all__ = [
     "H2Stats",
     "Inflater",
     "Sha256",
+    "SmallFile",
     "TarHeaders",
     "TarScanner",
     "Watch",
+    "begin_folder",
     "cpu_features",
     "crc32c",
     "crc32c_each",
@@ -60,6 +63,7 @@ __all__ = [
     "gzip_member_bound",
     "gzip_member_into",
     "library_versions",
+    "settle_files",
     "sha256_many",
     "sized_member_nbytes",
     "update_many",

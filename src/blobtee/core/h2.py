@@ -165,7 +165,7 @@ class H2Call:
     @property
     def active(self) -> bool:
         """Whether somebody still waits for the answer: the client has not cancelled, nor its deadline passed."""
-        return bool(lib.bt_h2_is_active(self._call))
+        return self._call != ffi.NULL and bool(lib.bt_h2_is_active(self._call))
 
     def on_end(self, callback: Callable[[], object]) -> bool:
         """Have `callback` called, once and in another thread, when the call ends before its answer. It must be quick.
@@ -234,16 +234,21 @@ class H2Call:
             _check(result, "read a file")
 
     def finish(self, code: int, text: str = "") -> None:
-        """End the call with gRPC's status `code` and as much of `text` as a header has room for; nothing when it has
-        ended."""
-        lib.bt_h2_finish(self._call, code, _percent_encoded(text) if text else ffi.NULL)
+        """End the call with gRPC's status `code` and as much of `text` as a header has room for, and `close` it."""
+        encoded = _percent_encoded(text) if text else ffi.NULL
+        if (call := self._given_back()) != ffi.NULL:
+            lib.bt_h2_end(call, code, encoded)
 
     def close(self) -> None:
-        """The handler is through with it: nothing may be done with the call any more."""
+        """The handler is through with it: nothing may be done with the call any more. A second call does nothing."""
+        if (call := self._given_back()) != ffi.NULL:
+            lib.bt_h2_release(call)
+
+    def _given_back(self) -> Any:
         if self._watched:
             self._server._callbacks.pop(int(ffi.cast("uintptr_t", self._call)), None)
         call, self._call = self._call, ffi.NULL
-        lib.bt_h2_release(call)
+        return call
 
 
 def _percent_encoded(text: str) -> bytes:

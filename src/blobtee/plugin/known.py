@@ -7,6 +7,7 @@ come when they are read (`plugin.lazy`).
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _STEPS = (
     """,
 )
 _MOST_SOURCES = 8
+_NONE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class KnownBlobs:
     def __init__(self, store: LocalStore) -> None:
         self._store = store
         self._leases = Leases(store.metadata)
+        self._none_until = 0.0  # by the monotonic clock
         store.metadata.migrate("plugin.lazy", _STEPS)
 
     def know(self, descs: Iterable[Descriptor], source: Reference) -> None:
@@ -58,6 +61,19 @@ class KnownBlobs:
                     "INSERT OR REPLACE INTO lazy_blobs VALUES (?, ?, ?, ?)",
                     (desc.digest, desc.size, desc.media_type, json.dumps(sources[:_MOST_SOURCES])),
                 )
+        self._none_until = 0.0
+
+    def any(self) -> bool:
+        """Whether any blob is known, for who can do without: what another process made known less than a second ago is
+        perhaps not seen. Costs next to nothing as long as there is none."""
+        now = time.monotonic()
+        if now < self._none_until:
+            return False
+        with self._store.metadata.reading() as connection:
+            if connection.execute("SELECT 1 FROM lazy_blobs LIMIT 1").fetchone() is None:
+                self._none_until = now + _NONE_SECONDS
+                return False
+        return True
 
     def get(self, digest: Digest) -> Lazy:
         """`NotFound`: nobody made it known."""

@@ -253,7 +253,7 @@ class Tenant:
 
     def _holds_lazy(self, digest: Digest) -> bool:
         """Whether the blob is known, and so the tenant's from here on."""
-        if not self._is_lazy(digest):
+        if self._lazy is None or not self._lazy.any() or not self._is_lazy(digest):
             return False
         try:
             self._find(digest)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import logging
 import os
+import resource
 import shutil
 import stat
 import tempfile
@@ -497,15 +498,20 @@ def test_a_failed_rename_leaves_the_ingest_and_no_labels(tmp_path: Path, monkeyp
             assert dict(again.commit().labels) == {}
 
 
-def test_running_out_of_descriptors_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_descriptors_is_told(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with LocalStore(tmp_path) as store:
         put(store, b"data")
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "open", failing(errno.EMFILE, lambda *_, **__: True, os.open))
+        store.has(digest_of(b"data"))
+        os.close(first_free := os.dup(0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, hard))
+        try:
             with pytest.raises(ResourceExhausted):
                 store.reader_at(describe(b"data"))
             with pytest.raises(ResourceExhausted):
                 store.writer("ref")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         store.writer("ref").close()
         assert get(store, b"data") == b"data"
 

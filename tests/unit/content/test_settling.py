@@ -340,7 +340,7 @@ def test_where_rights_say_nothing_it_is_synced_once(
 
     theirs = tmp_path / "theirs"
     if how in ("refused", "ignored"):
-        monkeypatch.setattr(os, "chmod", no_rights)
+        monkeypatch.setattr(arrivals, "settle_files", lambda *_: None)
         monkeypatch.setattr(os, "fchmod", no_rights)
         put(store, DATA)
     else:

@@ -381,3 +381,21 @@ def test_a_copy_by_the_copy_module_is_independent_too() -> None:
     other.update(b"b")
     assert hasher.hexdigest() == hashlib.sha256(b"a").hexdigest()
     assert other.hexdigest() == hashlib.sha256(b"ab").hexdigest()
+
+
+@given(st.lists(st.binary(max_size=200)))
+def test_appending_gives_the_digest_so_far(parts: list[bytes]) -> None:
+    hasher, message = Sha256(), b""
+    for part in parts:
+        message += part
+        assert hasher.append(memoryview(part)) == reference(message)
+        assert hasher.nbytes == len(message)
+    assert hasher.digest() == reference(message)
+
+
+def test_appending_too_much_changes_nothing() -> None:
+    hasher = Sha256.from_chaining_value(Sha256(bytes(64)).chaining_value(), (1 << 61) - 64)
+    before = hasher.digest()
+    with pytest.raises(InvalidArgument):
+        hasher.append(bytes(64))
+    assert hasher.digest() == before

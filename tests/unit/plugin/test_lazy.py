@@ -28,7 +28,7 @@ from blobtee.errors import (
 )
 from blobtee.oci import Compressed, Descriptor, Digest, Reference
 from blobtee.plugin.client import Pulled, pull_lazily
-from blobtee.plugin.known import Lazy
+from blobtee.plugin.known import KnownBlobs, Lazy
 from blobtee.plugin.lazy import LazyBlobs
 from blobtee.plugin.references import References
 from blobtee.plugin.server import Listen, Server
@@ -38,6 +38,7 @@ from blobtee.registry.settings import Settings
 from blobtee.tee import leftovers
 from blobtee.testing import Answer, MemoryRegistry, Request, image, layer
 from blobtee.transfer.evicting import shrink
+from tests.unit.cache.support import wait_for
 from tests.unit.plugin.contentclient import serving
 
 SOURCE = image([{"etc/name": b"base" * 50_000}, {"etc/name": b"top" * 3}])
@@ -256,15 +257,29 @@ def test_a_writer_that_cannot_be_had_leaves_no_lock(store: LocalStore, monkeypat
     with Registry() as client:
         tenant = Tenant("one", store, References(store.metadata), LazyBlobs(store, client))
 
-        def fail(self: LazyBlobs, digest: Digest) -> Lazy:
+        def fail(self: LazyBlobs) -> bool:
             raise StorageError("the disk fails")
 
         with monkeypatch.context() as patch:
-            patch.setattr(LazyBlobs, "get", fail)
+            patch.setattr(LazyBlobs, "any", fail)
             with pytest.raises(StorageError) as raised:
                 tenant.writer("ref", expected=Digest.of(b"x"))
         assert raised.value is not None  # and with it all that its frames hold
         tenant.writer("ref").close()
+
+
+def test_whether_any_blob_is_known_is_known_at_once_in_the_process_that_makes_it_known(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blobtee.plugin.known._NONE_SECONDS", 0.05)
+    ours, theirs = KnownBlobs(store), KnownBlobs(store)
+    assert not ours.any()
+    assert not theirs.any()
+    ours.know([FIRST], Reference.parse("example.com/image:tag"))
+    assert ours.any()
+    wait_for(theirs.any)
+    ours.forget(())
+    wait_for(lambda: not ours.any() and not theirs.any())
 
 
 def test_bytes_that_somebody_sends_all_the_same_are_kept(
