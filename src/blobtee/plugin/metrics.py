@@ -14,7 +14,7 @@ from typing import Any
 
 from blobtee._version import __version__
 from blobtee.core import Counts
-from blobtee.errors import InvalidArgument, from_os_error
+from blobtee.errors import InvalidArgument, ResourceExhausted, from_os_error
 
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Seconds: from an `Info` to a layer that is pushed over a slow line."""
@@ -178,7 +178,8 @@ class MetricsServer:
     """Answers `GET /metrics` until it is closed."""
 
     def __init__(self, metrics: Metrics, host: str, port: int) -> None:
-        """`InvalidArgument`: not a loopback address, since anybody who reaches it may read it. Port 0: any free one."""
+        """`InvalidArgument`: not a loopback address, since anybody who reaches it may read it. Port 0: any free one.
+        `ResourceExhausted`: there is no thread for it. Then errors of the system."""
         try:
             is_loopback = ipaddress.ip_address(host).is_loopback
         except ValueError:
@@ -241,7 +242,11 @@ class MetricsServer:
             raise from_os_error(error, f"serve metrics on {host}:{port}") from error
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, name="blobtee-metrics", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._server.server_close()
+            raise ResourceExhausted(f"no thread to be had for metrics: {error}") from error
 
     def close(self) -> None:
         self._server.shutdown()

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from blobtee.content import LocalStore
-from blobtee.errors import BlobteeError, InvalidArgument
+from blobtee.errors import BlobteeError, InvalidArgument, ResourceExhausted
 from blobtee.plugin.calls import Service
 from blobtee.plugin.control import ControlService
 from blobtee.plugin.health import HealthService
@@ -119,7 +119,8 @@ class Server:
         self._started = False
 
     def start(self) -> None:
-        """Listen on every socket, or on none. `AlreadyExists`: another server does; errors of the file system."""
+        """Listen on every socket, or on none. `AlreadyExists`: another server does; `ResourceExhausted`: no thread is
+        to be had; errors of the file system."""
         self._store.metadata.reserve()
         try:
             self._serving = serving = Serving()
@@ -139,11 +140,13 @@ class Server:
             self._sweeper.start()
             if self._limiter is not None:
                 self._limiter.start()
-        except BaseException:
+        except BaseException as error:
             try:
                 self.stop(0)
             except Exception:  # of what had half begun; the first error is the one to tell
                 _logger.warning("what had started could not be ended", exc_info=True)
+            if type(error) is RuntimeError:  # of a thread that does not start
+                raise ResourceExhausted(f"no thread to be had: {error}") from error
             raise
         self.metrics.gauge("blobtee_ingests", "Unfinished blobs.", self._ingests)
         self.metrics.gauge("blobtee_connections", "Connections of clients.", lambda: {"": serving.stats().connections})

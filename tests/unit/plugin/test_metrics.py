@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import errno
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 
 import pytest
 
 from blobtee._version import __version__
-from blobtee.errors import InvalidArgument, StorageError
+from blobtee.errors import InvalidArgument, ResourceExhausted, StorageError
 from blobtee.plugin.metrics import _NO_DESCRIPTOR_SECONDS, MAX_SCRAPES, Metrics, MetricsServer
 
 
@@ -115,6 +117,20 @@ def test_they_are_served_on_loopback() -> None:
             MetricsServer(Metrics(), "127.0.0.1", server.port)
     finally:
         server.close()
+
+
+def test_a_thread_that_cannot_be_started_leaves_nothing_open(
+    monkeypatch: pytest.MonkeyPatch, count_descriptors: Callable[[], int]
+) -> None:
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before = count_descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(ResourceExhausted, match="no thread"):
+            MetricsServer(Metrics(), "127.0.0.1", 0)
+    assert count_descriptors() == before
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "localhost", ""])

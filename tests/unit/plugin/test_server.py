@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from blobtee.content import LocalStore
+from blobtee.errors import ResourceExhausted
 from blobtee.plugin import server
 from blobtee.plugin.lazy import LazyBlobs
 from blobtee.plugin.server import Listen, Server
@@ -25,7 +26,7 @@ def test_without_a_thread_for_the_sweep_nothing_is_served(
     with monkeypatch.context() as patch:
         patch.setattr(Sweeper, "start", refuse)
         refused = Server(store, [Listen("one", path)])
-        with pytest.raises(RuntimeError):
+        with pytest.raises(ResourceExhausted, match="no thread"):
             refused.start()
     assert not path.exists()
     with Server(store, [Listen("one", path)]):
