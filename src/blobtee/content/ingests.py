@@ -21,7 +21,7 @@ from pathlib import Path
 from blobtee.content.api import Status
 from blobtee.content.files import format_time, parse_time, read_small, set_aside, write_small
 from blobtee.content.locks import Locks
-from blobtee.content.spares import Spares
+from blobtee.content.spares import Spares, lock_of
 from blobtee.core import SmallFile, begin_folder
 from blobtee.errors import BlobteeError, DataLoss, InvalidArgument, NotFound, TooLarge, from_os_error
 from blobtee.oci import Digest
@@ -225,6 +225,11 @@ class Ingests:
         if self._spares is not None:
             self._spares.clear(lambda folder: Ingest(folder).remove(), but=but)
 
+    def end(self) -> None:
+        """As `clear_spares`, for who closes the store."""
+        if self._spares is not None:
+            self._spares.end(lambda folder: Ingest(folder).remove())
+
     def statuses(self) -> Iterator[Status]:
         """Every ingest that can be read; the others are left out. Raises when there is no listing them at all."""
         for name in self._names():
@@ -250,7 +255,7 @@ class Ingests:
             if not locks.try_acquire(ingest.lock):
                 continue
             try:
-                problem = self._recover(ingest)
+                problem = self._recover(ingest, locks)
             except OSError as error:
                 problem = f"ingest {name} cannot be used: {error.strerror or error}"
             finally:
@@ -260,7 +265,7 @@ class Ingests:
                 problems.append(problem)
         return problems
 
-    def _recover(self, ingest: Ingest) -> str | None:
+    def _recover(self, ingest: Ingest, locks: Locks) -> str | None:
         try:
             if not _NAME.match(ingest.name):
                 raise DataLoss(f"{ingest.name!r:.100} is no ingest")
@@ -274,7 +279,11 @@ class Ingests:
             except FileNotFoundError:
                 return None
             if not began:
-                ingest.remove()
+                if locks.try_acquire(lock_of(ingest.name)):  # else it is a living process's to spare
+                    try:
+                        ingest.remove()
+                    finally:
+                        locks.release(lock_of(ingest.name))
                 return None
             reason = f"ingest {ingest.name} is not in the form of one"
         except DataLoss as error:

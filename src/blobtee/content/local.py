@@ -83,7 +83,7 @@ class LocalStore:
             self.metadata = Database(self.root / DATABASE, read_only=self.read_only)
             try:
                 self._blobs = Blobs(self.root, self.metadata, self._locks)
-                self._ingests = Ingests(self.root, Spares())
+                self._ingests = Ingests(self.root, Spares(self._locks) if self._locks is not None else None)
                 self.layout = Layout(self.root)
                 self.problems: tuple[str, ...] = ()
                 if self._locks is not None:
@@ -353,7 +353,7 @@ class LocalStore:
             writers = list(self._writers.values())
         for writer in writers:
             writer.close()
-        self._ingests.clear_spares()
+        self._ingests.end()
         self.metadata.close()
         if self._locks is not None:
             self._locks.close()

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from blobtee.content import LocalStore
+from blobtee.content import LocalStore, locks
 from blobtee.content.api import Writer
+from blobtee.content.locks import Locks
 from blobtee.content.spares import AT_REST
 from blobtee.errors import AlreadyExists
 from blobtee.oci import Digest
@@ -111,14 +115,77 @@ def test_an_unfinished_ingest_is_never_another_s(store: LocalStore, other: Write
     assert store.status("again").offset == 4
 
 
-def test_another_process_may_clear_them_away(store: LocalStore, other: Writer) -> None:
+def test_what_is_not_there_any_more_is_given_to_nobody(store: LocalStore, other: Writer) -> None:
     name = end_one(store, "gone")
-    with LocalStore(store.root) as second:
-        assert second.problems == ()
-        assert name not in folders(store)
+    shutil.rmtree(store.root / "ingest" / name)
     with store.writer("new") as writer:
         writer.write(b"new")
         writer.commit()
+
+
+_OTHER_PROCESS = """
+import sys, time
+from blobtee.content import LocalStore
+
+store = LocalStore(sys.argv[1])
+other = store.writer("other")
+with store.writer("first") as writer:
+    writer.write(b"first")
+    writer.commit()
+print("ready", flush=True)
+sys.stdin.readline()
+with store.writer("first") as writer:
+    writer.write(b"half")
+print("resumable", flush=True)
+with store.writer("second") as writer:
+    writer.write(b"second")
+    writer.commit()
+print("again", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_those_of_another_process_stay_for_as_long_as_it_lives(tmp_path: Path) -> None:
+    """Who opens the store meanwhile may be in the middle of removing one when it is given to an ingest."""
+    root = tmp_path / "root"
+    with subprocess.Popen(
+        [sys.executable, "-c", _OTHER_PROCESS, root], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            with LocalStore(root) as store:
+                assert store.problems == ()
+                (spare,) = folders(store) - {folder_of("other")}
+                process.stdin.write("\n")
+                process.stdin.flush()
+                assert process.stdout.readline() == "resumable\n"
+                assert spare not in folders(store)
+                assert store.status("first").offset == 4
+                assert process.stdout.readline() == "again\n"
+                (spare,) = folders(store) - {folder_of("other"), folder_of("first")}
+        finally:
+            process.kill()
+    with LocalStore(root) as store:
+        assert folders(store) == {folder_of("other"), folder_of("first")}
+
+
+def test_closing_while_the_first_is_kept_waits_for_nobody(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ending_first(self: Locks, name: str) -> bool:
+        if name.startswith("spares:"):
+            store._ingests.end()
+        return try_acquire(self, name)
+
+    try_acquire = Locks.try_acquire
+    with monkeypatch.context() as patch:
+        patch.setattr(Locks, "try_acquire", ending_first)
+        with store.writer("ref") as writer:
+            writer.write(b"data")
+            writer.commit()
+    assert folders(store) == set()
+    monkeypatch.setattr(locks, "PATIENCE", 1e9)
+    store.close()
 
 
 def test_what_is_there_already_leaves_no_data_behind(store: LocalStore, other: Writer) -> None:
