@@ -22,7 +22,7 @@ def server(tmp_path: Path) -> Iterator[DockerRegistry]:
 
 @pytest.fixture
 def client() -> Iterator[Registry]:
-    settings = Settings(backoff=0.1, patience=20)
+    settings = Settings(backoff=0.1, patience=120)
     with Registry(hosts=Hosts(()), credentials=NoCredentials(), settings=settings, environ={}) as registry:
         yield registry
 

@@ -1,6 +1,7 @@
 """A tenant at work while others sweep and collect: the processes of `test_sweep_and_gc`.
 
-    sweep_worker.py tenant ROOT NAME SEED SECONDS   three threads of a tenant, and a sweep that never rests
+    sweep_worker.py tenant ROOT NAME SEED SECONDS   three threads of a tenant, and a sweep that never rests, for so long,
+                                                    and until a sweep and a collection have removed something
     sweep_worker.py gc ROOT                         collect without grace, until stdin ends
 
 A tenant says at the end what it holds, as JSON: labels by the number of the blob. gc says how many blobs it removed.
@@ -41,6 +42,11 @@ def digest_of(number: int) -> Digest:
     return Digest.of(blob(number))
 
 
+def marker(root: Path, by: str) -> Path:
+    """It is there when `by` has removed something."""
+    return root.with_name(f"{root.name}-{by}")
+
+
 class Worker:
     """One thread, which has every third blob of its tenant for itself: so it knows what has to be there."""
 
@@ -50,9 +56,9 @@ class Worker:
         self._chance = chance
         self.held: dict[int, str | None] = {}
 
-    def work(self, until: float) -> None:
+    def work(self, enough: Callable[[], bool]) -> None:
         works: tuple[Callable[[int], None], ...] = (self.bring, self.ask, self.read, self.label, self.delete)
-        while time.monotonic() < until:
+        while not enough():
             number = self._chance.choice(self._numbers)
             (kind,) = self._chance.choices(works, (5, 2, 5, 1, 5))
             kind(number)
@@ -121,6 +127,8 @@ def tenant(root: Path, name: str, seed: str, seconds: str) -> None:
             removed = 0
             while not stop.is_set():
                 removed += sweeper.sweep()
+                if removed:
+                    marker(root, "sweep").touch()
             return removed
 
         view = Tenant(name, store, references)
@@ -131,10 +139,14 @@ def tenant(root: Path, name: str, seed: str, seconds: str) -> None:
         print("ready", flush=True)
         sys.stdin.readline()
         until = time.monotonic() + float(seconds)
+
+        def enough() -> bool:
+            return time.monotonic() > until and all(marker(root, by).exists() for by in ("sweep", "gc"))
+
         with ThreadPoolExecutor(THREADS + 1) as pool:
             sweeping = pool.submit(sweep)
             try:
-                for done in [pool.submit(worker.work, until) for worker in workers]:
+                for done in [pool.submit(worker.work, enough) for worker in workers]:
                     done.result()
             finally:
                 stop.set()
@@ -152,6 +164,8 @@ def gc(root: Path) -> None:
         print("ready", flush=True)
         while waiting.is_alive():
             removed += len(manager.collect(grace=0).blobs)
+            if removed:
+                marker(root, "gc").touch()
     print(json.dumps({"removed": removed}), flush=True)
 
 

@@ -40,7 +40,7 @@ def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[SignedReg
 
 @pytest.fixture
 def client() -> Iterator[Registry]:
-    settings = Settings(backoff=0.1, patience=20)
+    settings = Settings(backoff=0.1, patience=120)
     with Registry(hosts=Hosts(()), credentials=Known(), settings=settings, environ={}) as registry:
         yield registry
 

@@ -39,15 +39,16 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 
 def end(process: subprocess.Popen[str]) -> Any:
-    out, err = process.communicate("\n", timeout=SECONDS + 60)
+    out, err = process.communicate("\n", timeout=SECONDS + 200)
     assert (process.returncode, err) == (0, "")
     return json.loads(out)
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_nothing_held_is_lost_and_nothing_let_go_of_stays(tmp_path: Path, seed: int) -> None:
-    processes = [start("tenant", tmp_path, name, seed, SECONDS) for name in NAMES]
-    collecting = start("gc", tmp_path)
+    root = tmp_path / "store"
+    processes = [start("tenant", root, name, seed, SECONDS) for name in NAMES]
+    collecting = start("gc", root)
     try:
         for process in processes:
             assert process.stdin is not None
@@ -62,7 +63,7 @@ def test_nothing_held_is_lost_and_nothing_let_go_of_stays(tmp_path: Path, seed: 
     assert collected["removed"] > 0
     assert any(result["removed"] for result in said.values())
 
-    with LocalStore(tmp_path) as store:
+    with LocalStore(root) as store:
         references = References(store.metadata)
         sweeper = Sweeper(store, references)
         sweeper.sweep()

@@ -69,7 +69,7 @@ def server_process(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextmanager
-def scripted(folder: Path, **methods: Callable[[Any, Any], Any]) -> Iterator[ProxyStore]:
+def scripted(folder: Path, timeout: float = 60, **methods: Callable[[Any, Any], Any]) -> Iterator[ProxyStore]:
     """A store whose server answers `methods` as the test says."""
     kinds = {"Info": (calls.unary, messages.InfoRequest), "Read": (calls.stream, messages.ReadContentRequest)}
     kinds |= {
@@ -78,7 +78,7 @@ def scripted(folder: Path, **methods: Callable[[Any, Any], Any]) -> Iterator[Pro
     }
     handlers = {name: kinds[name][0](name, SILENT, kinds[name][1], work) for name, work in methods.items()}
     with serving_at(folder / "socket", calls.Service(SERVICE, handlers)):
-        with ProxyStore(folder / "socket", timeout=1) as store:
+        with ProxyStore(folder / "socket", timeout=timeout) as store:
             yield store
 
 
@@ -178,7 +178,7 @@ def test_a_server_that_hangs_is_given_up(tmp_path: Path) -> None:
         ended.wait(30)
         yield from ()
 
-    with scripted(tmp_path, Info=lambda *_: ended.wait(30), Read=hang, Write=hang, List=hang) as store:
+    with scripted(tmp_path, 1, Info=lambda *_: ended.wait(30), Read=hang, Write=hang, List=hang) as store:
         try:
             for call in (
                 lambda: store.info(DIGEST),

@@ -452,7 +452,7 @@ def test_a_helper_is_asked_for_its_host(tmp_path: Path, monkeypatch: pytest.Monk
         ('printf \'{"Username":"<token>","Secret":"it"}\'', ("", "", "it")),
         ("echo 'credentials not found in native keychain'; exit 1", None),
         # An agent stays behind, with the pipe in its hands.
-        ('sleep 5 & printf \'{"Username":"ann","Secret":"pw"}\'', ("ann", "pw", "")),
+        ('sleep 30 & printf \'{"Username":"ann","Secret":"pw"}\'', ("ann", "pw", "")),
     ],
 )
 def test_what_a_helper_may_say(
@@ -461,27 +461,27 @@ def test_what_a_helper_may_say(
     environ = helper(tmp_path / "bin", "mine", script)
     monkeypatch.setenv("PATH", environ["PATH"])
     config(tmp_path / "bin" / "c.json", credsStore="mine")
-    assert found(FileCredentials(environ, helper_timeout=2.0), "r.example") == expected
+    assert found(FileCredentials(environ, helper_timeout=25.0), "r.example") == expected
 
 
 @pytest.mark.parametrize(
-    ("script", "message"),
+    ("script", "seconds", "message"),
     [
-        ("sleep 60", "within"),
-        ("exec 1>&-; sleep 60", "within"),
-        ("yes", "more than"),
-        ("echo s3cr3t; exit 3", "exit code 3"),
-        ("echo '[\"s3cr3t\"]'", "no credential"),
+        ("sleep 60", 1.0, "within"),
+        ("exec 1>&-; sleep 60", 1.0, "within"),
+        ("yes", 60.0, "more than"),
+        ("echo s3cr3t; exit 3", 60.0, "exit code 3"),
+        ("echo '[\"s3cr3t\"]'", 60.0, "no credential"),
     ],
 )
 def test_a_helper_that_misbehaves_is_stopped_and_not_quoted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, seconds: float, message: str
 ) -> None:
     environ = helper(tmp_path / "bin", "mine", script)
     monkeypatch.setenv("PATH", environ["PATH"])
     config(tmp_path / "bin" / "c.json", credsStore="mine")
     with pytest.raises(Unauthenticated, match=message) as caught:
-        FileCredentials(environ, helper_timeout=1.0).get("r.example", "x")
+        FileCredentials(environ, helper_timeout=seconds).get("r.example", "x")
     assert "s3cr3t" not in str(caught.value)
 
 
