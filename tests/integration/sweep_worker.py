@@ -1,7 +1,7 @@
 """A tenant at work while others sweep and collect: the processes of `test_sweep_and_gc`.
 
-    sweep_worker.py tenant ROOT NAME SEED SECONDS   three threads of a tenant, and a sweep that never rests, for so long,
-                                                    and until a sweep and a collection have removed something
+    sweep_worker.py tenant ROOT NAME SEED SECONDS   three threads of a tenant, and a sweep that never rests, so long and
+                                                    until a sweep and a collection have removed something
     sweep_worker.py gc ROOT                         collect without grace, until stdin ends
 
 A tenant says at the end what it holds, as JSON: labels by the number of the blob. gc says how many blobs it removed.

@@ -20,6 +20,7 @@ from blobtee.testing.bodies import Body, Bytes
 
 _MAX_LINE = 64 << 10
 _MAX_HEADERS = 200
+_TLS_GREETING = b"\x16"
 
 
 class Headers(dict[str, str]):
@@ -238,6 +239,8 @@ class Server:
 
     def _one(self, link: socket.socket, stream: io.BufferedReader, number: int) -> bool:
         """Serve one request; whether another may follow on this connection."""
+        if stream.peek(1)[:1] == _TLS_GREETING:
+            return False  # as real servers do: it need not hold the end of a line, and its client waits for an answer
         line = stream.readline(_MAX_LINE)
         if not line.strip():
             return False

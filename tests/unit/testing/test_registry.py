@@ -262,6 +262,13 @@ def test_a_stopped_registry_breaks_stalled_answers_off_and_comes_back_on_its_por
         assert ask("GET", f"/v2/a/blobs/{digest}")[2] == DATA
 
 
+def test_who_speaks_tls_to_a_plain_registry_is_refused_at_once(registry: MemoryRegistry) -> None:
+    host, port = registry.host.split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        client.sendall(b"\x16\x03\x01\x00\xc8" + bytes(200))  # without the end of a line, as by chance
+        assert client.recv(1) == b""
+
+
 def test_nonsense_from_a_client_ends_that_connection_alone(registry: MemoryRegistry, ask: Client) -> None:
     host, port = registry.host.split(":")
     for nonsense in (b"\x16\x03\x01\x00\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n"):
