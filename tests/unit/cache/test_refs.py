@@ -350,7 +350,7 @@ def test_a_damaged_record_is_data_loss(store: MemoryStore) -> None:
     manager.records.insert(Record("a", Kind.BASE))
     with store.metadata.transaction() as connection:
         connection.execute("UPDATE cache_records SET kind = 'nonsense'")
-    with pytest.raises(DataLoss, match="damaged"):
+    with pytest.raises(DataLoss, match="cannot be read"):
         manager.get("a")
     assert sqlite3.sqlite_version
 
