@@ -201,11 +201,18 @@ void h2_lose(struct h2_connection *c)
     atomic_fetch_sub(&c->refs, 1);
 }
 
+/* Whether the session has come to its end, and all of that is said: who has broken the rules may stay silent for ever. */
+static int is_over(struct h2_connection *c)
+{
+    return !c->working && c->out == NULL && !nghttp2_session_want_read(c->session) &&
+           !nghttp2_session_want_write(c->session);
+}
+
 void h2_pump(struct h2_connection *c, int ends)
 {
     if (c->dead)
         return;
-    if (h2_write(c) != 0 || ends || (c->leaving == LEAVES && c->calls == NULL && c->out == NULL))
+    if (h2_write(c) != 0 || ends || (c->leaving == LEAVES && c->calls == NULL && c->out == NULL) || is_over(c))
         h2_lose(c);
 }
 

@@ -41,7 +41,7 @@ from tests.unit.plugin.http2 import (
 )
 from tests.unit.plugin.test_serving import Asker, Test, asking, eventually
 
-ECHO, SINK = "/test.Test/Echo", "/test.Test/Sink"
+ECHO, HANG, SINK, TALK = (f"/test.Test/{name}" for name in ("Echo", "Hang", "Sink", "Talk"))
 CANCEL = struct.pack(">I", 8)
 INFO = f"/{SERVICE}/Info"
 
@@ -248,6 +248,22 @@ def test_frames_that_break_the_rules(path: Path, what: str) -> None:
         time.sleep(0.05)
         connection.socket.close()
         assert asker.ask(ECHO, b"after") == b"after"
+        eventually(lambda: served.stats()[:2] == (1, 0))
+
+
+@pytest.mark.parametrize("what", [HANG, TALK])
+def test_who_breaks_the_rules_and_stays_has_no_call_and_no_connection(path: Path, what: str) -> None:
+    with asking(path) as (asker, test, served), raw(path) as connection:
+        asker.ask(ECHO, b"warm")
+        connection.send(request(1, what), frame(DATA, 1, message(b"x"), END_STREAM if what == HANG else 0))
+        if what == HANG:
+            assert test.hanging.acquire(timeout=10)
+        else:
+            connection.until(DATA, 1)
+        connection.send(BROKEN["a frame that is too long"])
+        connection.until(GOAWAY)
+        assert connection.is_closed()
+        assert test.ended.acquire(timeout=10)
         eventually(lambda: served.stats()[:2] == (1, 0))
 
 
