@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextvars
 import os
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -131,7 +130,6 @@ class Arrivals:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._together = Together(self._settle)
-        self._naming = threading.Lock()
 
     def settle(self, arrival: Arrival) -> Info:
         """Make it a blob, durably, or raise what went wrong: then nothing has changed. Not inside a transaction of this
@@ -144,10 +142,9 @@ class Arrivals:
     def _settle(self, arrivals: Sequence[Arrival], let_begin: Callable[[], None]) -> None:
         try:
             self._announce(arrivals)
-            # While names become durable, the rows of the next ones do.
-            with self._naming:
-                let_begin()
-                self._name(arrivals)
+            # While names become durable, the rows of the next ones do; and syncs of one directory the kernel joins.
+            let_begin()
+            self._name(arrivals)
         except BaseException:
             for arrival in arrivals:
                 arrival.undo(self._database)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from blobtee.content.locks import Locks
 from blobtee.errors import BlobteeError
 
-MOST = 64
+MOST = 256
 _OWN_LENGTH = 48
 AT_REST = 4
 """Folders that stay when nobody writes."""
