@@ -60,8 +60,9 @@ class BuildKit(Daemon):
 
     def do(self, *arguments: str | Path) -> str:
         """Run `buildctl`, which has to succeed; the progress of a build, or what else it says."""
-        command = [self.buildctl, "--addr", f"unix://{self.sockets[0]}", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+        # It gives up a server that it does not reach in 5 s unless told.
+        command = [self.buildctl, "--addr", f"unix://{self.sockets[0]}", "--timeout", "120", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
         assert done.returncode == 0, f"{done.stderr}\n{self.log[-3000:]}"
         return done.stdout + done.stderr
 

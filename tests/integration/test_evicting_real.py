@@ -115,8 +115,8 @@ def metric(port: int, name: str) -> float:
 
 
 def get(containerd: Containerd, digest: str) -> Digest:
-    command = [containerd.ctr_path, "--address", str(containerd.address), "content", "get", digest]
-    return Digest.of(subprocess.run(command, capture_output=True, timeout=120).stdout)
+    command = [*containerd.calling, "content", "get", digest]
+    return Digest.of(subprocess.run(command, capture_output=True, timeout=240).stdout)
 
 
 def long_unused(serving: Blobtee, layers: list[str]) -> None:

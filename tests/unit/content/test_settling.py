@@ -26,7 +26,7 @@ from tests.conformance.blobs import put
 REPOSITORY = Path(__file__).parents[3]
 DATA = b"some bytes"
 DIGEST = Digest.of(DATA)
-PATIENCE = 20
+PATIENCE = 120
 
 
 @pytest.fixture

@@ -52,7 +52,9 @@ func TestStopping(t *testing.T) {
 			}
 		}()
 	}
-	time.Sleep(300 * time.Millisecond)
+	for answered.Load() < 100 && ctx.Err() == nil {
+		time.Sleep(10 * time.Millisecond)
+	}
 	if err := os.WriteFile("running", nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
