@@ -23,7 +23,7 @@ from blobtee.cache.leases import Leases
 from blobtee.content import LocalStore
 from blobtee.content.database import Database, among, rows, unreadable
 from blobtee.content.labels import checked, merged
-from blobtee.errors import DataLoss, InvalidArgument, NotFound
+from blobtee.errors import DataLoss, InvalidArgument, NotFound, StorageError, StorageFull
 from blobtee.oci import Digest
 from blobtee.wording import counted
 
@@ -97,7 +97,11 @@ class References:
                     tenant,
                     counted(len(blobs), "blob"),
                 )
-        holders.record(store.root, lease)
+        try:
+            holders.record(store.root, lease)
+        except (StorageFull, StorageError) as error:
+            # Who serves on a full disk lets containerd make room; the next start writes it down.
+            _logger.warning("the loss of the database would cost what tenant %s holds: %s", tenant, error)
 
     def tenants(self) -> set[str]:
         """Every tenant that the store knows."""

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from blobtee.cache import CacheManager
+from blobtee.cache import CacheManager, holders
 from blobtee.content import LocalStore
+from blobtee.errors import StorageFull
 from blobtee.oci import Digest
 from blobtee.plugin.adopting import adopt
 from blobtee.plugin.references import References
@@ -90,6 +91,20 @@ def test_a_tenant_that_is_no_more_is_forgotten_with_its_file(root: Path) -> None
 def test_a_tenant_that_is_new_holds_nothing_of_a_root_that_has_lost_its_database(root: Path) -> None:
     with LocalStore(root) as store:
         assert list(Tenant("three", store, References(store.metadata)).walk()) == []
+
+
+def test_a_full_disk_keeps_no_tenant_from_being_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(root: Path, lease_id: str) -> None:
+        raise StorageFull("no space left")
+
+    with LocalStore(tmp_path / "root") as store:
+        references = References(store.metadata)
+        with monkeypatch.context() as patch:
+            patch.setattr(holders, "record", refuse)
+            put(Tenant("one", store, references), ONE)
+        assert holders.recorded(store.root) == set()
+        Tenant("one", store, references)
+        assert holders.recorded(store.root) == {"tenant/one"}
 
 
 def test_adopt_gives_the_labels_back_before_and_after_the_tenant_was_served(root: Path, tmp_path: Path) -> None:
