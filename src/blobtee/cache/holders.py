@@ -28,9 +28,10 @@ def record(root: Path, lease_id: str) -> None:
 
 
 def recorded(root: Path) -> set[str]:
-    """Ids of the leases that have been written down."""
+    """Ids of the leases that have been written down; names that are none of ours are left out."""
     with os_errors(f"list {root / _FOLDER}"), suppress(FileNotFoundError, NotADirectoryError):
-        return {unquote(name) for name in os.listdir(root / _FOLDER)}
+        names = [name for name in os.listdir(root / _FOLDER) if name.isascii()]
+        return {unquote(name) for name in names if quote(unquote(name), safe="") == name}
     return set()
 
 

@@ -88,6 +88,12 @@ def test_a_tenant_that_is_no_more_is_forgotten_with_its_file(root: Path) -> None
         assert Sweeper(store, References(store.metadata)).sweep() == 1
 
 
+def test_files_of_other_names_say_nothing(root: Path) -> None:
+    for name in (b"tenant%2fone", b"\xff", "ä".encode(), b"a b", b"%FF", b"%"):
+        (root / "holders" / os.fsdecode(name)).write_bytes(b"")
+    assert holders.recorded(root) == {"tenant/one", "tenant/two"}
+
+
 def test_a_tenant_that_is_new_holds_nothing_of_a_root_that_has_lost_its_database(root: Path) -> None:
     with LocalStore(root) as store:
         assert list(Tenant("three", store, References(store.metadata)).walk()) == []
