@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
-GROWING = ("pwrite", "mkdir", "rename", "replace", "link", "posix_fallocate", "open", "COMMIT")
-"""What a full disk refuses; `open` when it creates, COMMIT of the metadata."""
+from blobtee.content import ingests
+from blobtee.core import begin_folder
+
+GROWING = ("pwrite", "mkdir", "rename", "replace", "link", "posix_fallocate", "open", "COMMIT", "begin_folder")
+"""What a full disk refuses; `open` when it creates, COMMIT of the metadata, `begin_folder` of the core."""
 
 CHANGING = (*GROWING, "fsync", "unlink", "rmdir", "ftruncate", "chmod")
 
@@ -29,8 +32,9 @@ class Disk:
         self._lasting = False
         self.refused: list[str] = []
         for name in CHANGING:
-            if name != "COMMIT":
+            if name not in ("COMMIT", "begin_folder"):
                 patch.setattr(os, name, self._wrapped(name, getattr(os, name)))
+        patch.setattr(ingests, "begin_folder", self._wrapped("begin_folder", begin_folder))
         connect = sqlite3.connect
         disk = self
 
