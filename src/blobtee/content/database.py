@@ -44,7 +44,8 @@ takes room for its log, and an index of that, before anything can be read: who i
 
 _IDLE = 8
 _logger = logging.getLogger(__name__)
-_REMEDY = "stop all that use the store, move blobtee.db* away and start again: the blobs stay"
+# SQLite says the same of a page that the disk could not read just now.
+_REMEDY = "if it stays so, stop all that use the store, move blobtee.db* away and start again: the blobs stay"
 _STEPS_TABLE = "CREATE TABLE IF NOT EXISTS migrations (component TEXT PRIMARY KEY, version INTEGER NOT NULL)"
 
 
@@ -170,7 +171,7 @@ class Database:
         with self.reading() as connection:
             (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
         if found != "ok":
-            raise DataLoss(f"{self._what} is damaged ({found:.300}); {_REMEDY}")
+            raise DataLoss(f"{self._what} is damaged ({' '.join(found.split()):.300}); {_REMEDY}")
 
     def reserve(self) -> None:
         """Take room on the disk for `RESERVE` bytes of changes, for as long as the database is open in some process: so
