@@ -84,10 +84,11 @@ class Arrival:
 
     def announce(self, connection: sqlite3.Connection) -> None:
         """Write the row, in a transaction."""
-        info = self.announce_new(time.time_ns())
+        info = self.begin(time.time_ns())
         self._context.run(self.claim.write)
+        before = None
         if not records.add(connection, info):
-            self.before = before = records.read(connection, self.digest)
+            before = records.read(connection, self.digest)
             absence = before.absence if before is not None else records.PLAIN
             if before is not None and absence:
                 self.info = Info(
@@ -95,13 +96,17 @@ class Arrival:
                 )
             # The mark stays until the file is there: killed before, the blob is still one that has to come back.
             records.write(connection, self.info, absence)
+        self.announced(before)
 
-    def announce_new(self, now: int) -> Info:
+    def begin(self, now: int) -> Info:
         """The row of a blob of which there is none, for who writes it now."""
-        self.before = None
-        self._announced = True
         self.info = Info(self.digest, self.info.size, now, now, self._labels)
         return self.info
+
+    def announced(self, before: records.Record | None) -> None:
+        """The row is written, in a transaction that may still fail, where `before` was one: `undo` puts that back."""
+        self.before = before
+        self._announced = True
 
     def name(self) -> None:
         """Give the file its name, which is not durable yet."""
@@ -111,6 +116,10 @@ class Arrival:
             make_directory(Path(self.directory))
             os.rename(self.data, self.target)
         self._named = True
+
+    def stay(self) -> None:
+        """There is no undoing it any more: by the file's rights others will rely on it."""
+        self._named = self._announced = False
 
     def undo(self, database: Database) -> None:
         """Nobody may rely on a name that is not durable: the file gets its old one again. Twice is as good as once."""
@@ -171,8 +180,10 @@ class Arrivals:
             for kind, claims in by_kind.items():
                 if not kind.write_all(claims):
                     raise _NotNew
-            if not records.add_all(connection, [arrival.announce_new(now) for arrival in arrivals]):
+            if not records.add_all(connection, [arrival.begin(now) for arrival in arrivals]):
                 raise _NotNew
+            for arrival in arrivals:
+                arrival.announced(None)
             return True
         return False
 
@@ -186,8 +197,11 @@ class Arrivals:
                 named.setdefault(arrival.directory, []).append(arrival)
         for directory, there in named.items():
             self._attempt(partial(sync_directory, directory), there)
+        come = [arrival for arrival in arrivals if arrival.error is None]
+        for arrival in come:
+            arrival.stay()
         # What a file is when nothing can undo it any more, as good as it goes; its coming is a use of it.
-        settle_files([each.target for each in arrivals if each.error is None], SETTLED, lastuse.RESOLUTION_NS)
+        settle_files([each.target for each in come], SETTLED, lastuse.RESOLUTION_NS)
 
     def _attempt(self, work: Callable[[], object], arrivals: Sequence[Arrival]) -> None:
         """Do what `arrivals` need, or none of them comes."""

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,6 +18,7 @@ import pytest
 
 from blobtee.content import Info, LocalStore
 from blobtee.content.arrivals import Claim
+from blobtee.core import settle_files
 from blobtee.errors import AlreadyExists, Cancelled, Internal, NotFound, StorageError
 from tests.conformance.blobs import digest_of
 
@@ -358,6 +359,48 @@ def test_an_interrupt_undoes_what_was_begun_for_all(
         assert connection.execute("SELECT count(*) FROM blobs").fetchone() == (1,)
     for name in NAMES[1:]:
         assert commit_again(store, name).labels == {"name": name}
+
+
+def test_an_interrupt_before_a_row_is_seen_leaves_the_row(
+    store: LocalStore, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them cannot be written with the others, for the row that it has. Then somebody waits for the database."""
+    commit(store, "c")
+    store.update(DIGESTS["c"], {"of": "before"})
+    assert store.evict(DIGESTS["c"], lambda: nullcontext(True))
+    with store.metadata.transaction() as connection:
+        connection.execute("DELETE FROM claims")
+
+    def killed(works: Sequence[object]) -> list[Exception | None]:
+        if len(works) > 1:
+            raise Killed
+        return transactions(works)  # type: ignore[arg-type]
+
+    transactions = store.metadata.transactions
+    with monkeypatch.context() as patch:
+        patch.setattr(store.metadata, "transactions", killed)
+        with pytest.raises((Killed, Cancelled)):
+            several(store, pool, Joined)
+    assert [dict(info.labels) for info in store.evicted()] == [{"name": "c", "of": "before"}]
+    assert commit_again(store, "c").labels == {"name": "c", "of": "before"}
+
+
+def test_an_interrupt_leaves_what_others_rely_on(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the rights of the file they are told that the blob is there: then it is not undone any more."""
+    seen: list[int] = []
+
+    def interrupted(paths: Sequence[str], *rest: int) -> None:
+        settle_files(paths, *rest)
+        seen.extend(os.stat(path).st_mode & 0o222 for path in paths)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("blobtee.content.arrivals.settle_files", interrupted)
+        with pytest.raises(Killed):
+            commit(store, "a")
+    assert seen == [0]
+    assert store.info(DIGESTS["a"]).labels == {"name": "a"}
+    assert claims(store) == ["a"]
 
 
 def test_who_is_in_a_transaction_changes_no_blob(store: LocalStore, pool: ThreadPoolExecutor) -> None:
