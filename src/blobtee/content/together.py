@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Generic, TypeVar
 
 from blobtee.errors import Cancelled
@@ -52,23 +51,27 @@ class Together(Generic[T]):
             raise Cancelled("the thread that worked for this one too was interrupted") from turn.failure
 
     def _lead(self, turn: _Turn[T]) -> None:
-        turns: list[_Turn[T]] = []
-        failure: BaseException | None = None
         try:
             with self._lock:
-                turns, self._coming = self._coming, []
-                for each in turns:
+                turn.works_for, self._coming = self._coming, []
+                for each in turn.works_for:
                     each.taken = True
-            self._work([each.item for each in turns], lambda: self._pass_on(turn))
+            self._work([each.item for each in turn.works_for], lambda: self._pass_on(turn))
         except BaseException as error:
-            failure = error
+            turn.broken = error
             raise
         finally:
-            self._pass_on(turn)
-            for each in turns:
-                each.failure = failure
+            self._end(turn)
+
+    def _end(self, turn: _Turn[T]) -> None:
+        """Its work is over, and nobody waits for it any more. Twice is as good as once: an interrupt may cut it off."""
+        self._pass_on(turn)
+        for each in turn.works_for:
+            if not each.done:
+                each.failure = turn.broken
                 each.done = True
                 each.called.release()
+        turn.works_for = []
 
     def _pass_on(self, turn: _Turn[T]) -> None:
         """Have one of those who wait lead instead of `turn`, if that does."""
@@ -84,19 +87,24 @@ class Together(Generic[T]):
 
     def _leave(self, turn: _Turn[T]) -> None:
         """Let no one wait for a thread that goes, and let it go only when nobody works for it any more."""
-        with self._lock:
-            if turn in self._coming:
-                self._coming.remove(turn)
-        self._pass_on(turn)
-        while turn.taken and not turn.done:
-            with suppress(BaseException):  # one more interrupt changes nothing: it leaves with the first
-                turn.called.acquire()
+        while True:
+            try:
+                with self._lock:
+                    if turn in self._coming:
+                        self._coming.remove(turn)
+                self._end(turn)
+                while turn.taken and not turn.done:
+                    turn.called.acquire()
+                return
+            except BaseException:  # one more interrupt changes nothing: it leaves with the first
+                continue
 
 
 class _Turn(Generic[T]):
-    """One thread with its item. It `leads` when it is the one that works for all."""
+    """One thread with its item. It `leads` when it is the one that works for all: for the turns that it `works_for`,
+    until it is through with that, or `broken`."""
 
-    __slots__ = ("called", "done", "failure", "item", "leads", "taken")
+    __slots__ = ("broken", "called", "done", "failure", "item", "leads", "taken", "works_for")
 
     def __init__(self, item: T) -> None:
         self.item = item
@@ -104,5 +112,7 @@ class _Turn(Generic[T]):
         self.taken = False
         self.done = False
         self.failure: BaseException | None = None
+        self.works_for: list[_Turn[T]] = []
+        self.broken: BaseException | None = None
         self.called = threading.Lock()
         self.called.acquire()

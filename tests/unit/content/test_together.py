@@ -235,3 +235,45 @@ def test_an_interrupt_before_the_work_for_others_leaves_nobody_waiting(
     work.may_end.release()
     work.together.do(4)
     assert work.calls == [[0], [4]]
+
+
+class Waking:
+    """The lock of who waits: it interrupts who wakes him, once he is awake."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        self._fires = True
+        self.acquire = lock.acquire
+
+    def release(self) -> None:
+        self._lock.release()
+        if self._fires:
+            self._fires = False
+            raise Killed
+
+
+@pytest.mark.parametrize("where", ["before", "between"])
+def test_an_interrupt_behind_the_work_leaves_nobody_waiting(
+    work: Work, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The work is done: those that it was done for hear that, and only who is interrupted of the interrupt."""
+    futures = first_and_three(work, pool)
+    turns = list(work.together._coming)
+    work.may_end.release()
+    assert work.begun.acquire(timeout=10)  # the three, of whom the first works
+    pass_on, second = work.together._pass_on, [True]
+    if where == "between":
+        turns[1].called = Waking(turns[1].called)  # type: ignore[assignment]
+
+    def interrupted(turn: object) -> None:
+        if where == "before" and second and second.pop():
+            raise Killed
+        pass_on(turn)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(work.together, "_pass_on", interrupted)
+    work.may_end.release()
+    raised = [type(future.exception(10)) for future in futures]
+    assert raised == [type(None), Killed, type(None), type(None)]
+    work.may_end.release()
+    work.together.do(4)
+    assert work.calls == [[0], [1, 2, 3], [4]]
