@@ -96,21 +96,21 @@ def test_two_processes_that_pull_lose_nothing_to_one_that_collects(server: Memor
     root = tmp_path / "store"
     names = [image([{"base": b"b" * 9999}, {"own": b"%d" % n}]).push(server, f"app{n}") for n in range(6)]
     with LocalStore(root) as store:
-        processes = [start(_PULL, root, 4, *names[:4]), start(_PULL, root, 4, *names[2:])]
-        try:
-            manager = CacheManager(store)
-            for process in processes:
-                go_on(process)
-            removed = 0
-            deadline = time.monotonic() + 60
-            while any(process.poll() is None for process in processes):
-                assert time.monotonic() < deadline
-                removed += len(manager.collect(grace=0).blobs)
-            assert [process.communicate()[0] for process in processes] == ["done\n", "done\n"]
-        finally:
-            for process in processes:
-                end(process)
-        assert removed > 0
+        manager = CacheManager(store)
+        removed = 0
+        while not removed:  # on a busy machine no collection need meet anything the first time
+            processes = [start(_PULL, root, 4, *names[:4]), start(_PULL, root, 4, *names[2:])]
+            try:
+                for process in processes:
+                    go_on(process)
+                deadline = time.monotonic() + 200
+                while any(process.poll() is None for process in processes):
+                    assert time.monotonic() < deadline
+                    removed += len(manager.collect(grace=0).blobs)
+                assert [process.communicate()[0] for process in processes] == ["done\n", "done\n"]
+            finally:
+                for process in processes:
+                    end(process)
         assert sorted(store.layout.names()) == sorted(names)
         assert manager.collect(grace=0).problems == ()
         result = transfer.verify(store)
