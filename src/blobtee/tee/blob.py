@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from blobtee.content.api import ReaderAt
 from blobtee.content.trust import Trust
-from blobtee.errors import ConnectionFailed, LazyUnavailable, NotFound, TooManyRequests
+from blobtee.errors import BlobteeError, ConnectionFailed, DataLoss, LazyUnavailable, NotFound, TooManyRequests
 from blobtee.tee.map import CHUNK
 from blobtee.tee.partial import Partial
 from blobtee.tee.shared import Shared
@@ -42,6 +42,16 @@ class Blob:
         self._open_committed = committed
         self._release = release
         self._committed: ReaderAt | None = None
+
+    def look_again(self) -> None:
+        """Read the blob of the store if it has become one since it was looked for: where the partial one was made anew
+        after that, all of it would come once more, and stay."""
+        if not self.partial.map.count():
+            with suppress(NotFound, DataLoss):
+                self._committed = self._open_committed()
+        if self._committed is not None:
+            with suppress(BlobteeError):  # then a collection finds it
+                self.partial.remove()
 
     def bring(self, first: int, last: int, trust: Trust, ahead: int) -> ReaderAt | None:
         """Have the chunks [first, last), as proven as `trust` says. They are in `partial` then; or in the reader that

@@ -148,13 +148,19 @@ class Tee:
         fill: Callable[[], object] | None,
     ) -> Blob:
         shared = self._acquire(desc, reading=True)
-        return Blob(
+        blob = Blob(
             shared,
             source,
             fill=fill or (lambda: self.fill(desc, lambda: source, labels)),
             committed=lambda: self._store.reader_at(desc),
             release=lambda: self._release(shared, reading=True),
         )
+        try:
+            blob.look_again()
+        except BaseException:
+            blob.release()
+            raise
+        return blob
 
     def _have(self, desc: Descriptor, source: Callable[[], Source], labels: Mapping[str, str] | None) -> None:
         if not self._has(desc):

@@ -317,6 +317,22 @@ def test_a_blob_that_comes_another_way_while_it_is_streamed_is_read_where_it_is(
     assert not origin.requests
 
 
+@pytest.mark.parametrize("trust", list(Trust))
+def test_who_reads_first_when_another_process_has_just_brought_the_blob_asks_for_nothing(
+    tee: Tee, store: LocalStore, trust: Trust
+) -> None:
+    """Between the look at the store and the first read the partial blob became one of the store, and went."""
+    origin = Origin(DATA)
+    with tee.reader_at(DESC, origin.source, trust) as reader:
+        other = Tee(store)
+        other.fill(DESC, origin.source)
+        other.close()
+        assert reader.read_at(chunks(3), 10) == DATA[chunks(3) : chunks(3) + 10]
+        assert reader.read_at(0, len(DATA)) == DATA
+    assert origin.sent == len(DATA)
+    assert not list((store.root / "partial").rglob("data"))
+
+
 def test_who_gives_up_waiting_for_the_end_of_a_stream_ends_it_for_nobody(tee: Tee) -> None:
     origin = Origin(DATA)
     origin.gate = threading.Event()
