@@ -41,17 +41,21 @@ class Locks:
     def try_acquire(self, name: str) -> bool:
         """Take the lock called `name` if nobody holds it."""
         place = place_of(name)
-        with self._mutex:
-            self._check_open()
-            if place in self._held:
-                return False
-            self._held.add(place)
-        is_ours = False
+        asks = False
         try:
+            with self._mutex:
+                self._check_open()
+                if place in self._held:
+                    return False
+                asks = True  # first: an interrupt comes behind a call
+                self._held.add(place)
             is_ours = self._ask(place, ALONE, wait=False)
-        finally:
-            if not is_ours:
-                self._let_go(place)
+        except BaseException:
+            if asks:
+                self.release(name)
+            raise
+        if not is_ours:
+            self._let_go(place)
         return is_ours
 
     def release(self, name: str) -> None:
@@ -67,17 +71,20 @@ class Locks:
     def holding(self, name: str) -> Iterator[None]:
         """Hold the lock called `name`, waiting for it. For work of milliseconds: the wait cannot be cancelled."""
         place = place_of(name)
-        with self._mutex:
-            self._check_open()
-            if place in self._held:
-                self._wait(lambda: place not in self._held or self._closed)
-                self._check_open()
-            self._held.add(place)
+        asks = False
         try:
+            with self._mutex:
+                self._check_open()
+                if place in self._held:
+                    self._wait(lambda: place not in self._held or self._closed)
+                    self._check_open()
+                asks = True
+                self._held.add(place)
             self._ask(place, ALONE, wait=True)
             yield
         finally:
-            self.release(name)
+            if asks:
+                self.release(name)
 
     def close(self) -> None:
         """Give out no more locks, wait until all are given back, and close. A second call does nothing.

@@ -112,3 +112,37 @@ def test_a_process_that_holds_a_lock_keeps_others_out_until_it_dies(tmp_path: Pa
     locks.release("a")
     locks.release("b")
     locks.close()
+
+
+class Killed(BaseException):
+    pass
+
+
+class Interrupting:
+    """A mutex that interrupts who gives it back, once."""
+
+    def __init__(self, mutex: threading.Lock) -> None:
+        self._mutex = mutex
+        self._fires = True
+
+    def __enter__(self) -> None:
+        self._mutex.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._mutex.release()
+        fires, self._fires = self._fires, False
+        if fires:
+            raise Killed
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_an_interrupt_before_the_kernel_is_asked_leaves_nothing_held(tmp_path: Path, waits: bool) -> None:
+    one, two = Locks(tmp_path), Locks(tmp_path)
+    one._mutex = Interrupting(one._mutex)  # type: ignore[assignment]
+    with pytest.raises(Killed):
+        one.holding("a").__enter__() if waits else one.try_acquire("a")
+    for locks in (one, two, one):
+        assert locks.try_acquire("a")
+        locks.release("a")
+    one.close()
+    two.close()
