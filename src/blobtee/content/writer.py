@@ -101,17 +101,21 @@ class LocalWriter(Writer):
             return view.nbytes
 
     def truncate(self, size: int) -> None:
-        """Any `size` up to the current offset; other than 0 it reads what stays."""
+        """Any `size` up to the current offset; other than 0 it reads what stays. An error closes the writer: whoever
+        resumes the ingest hashes what is there anew."""
         with self._turn, os_errors("truncate an ingest"):
             self._check_open()
             check_truncation(size, self._status.offset)
-            os.ftruncate(self._fd, size)
-            self._drop_offset_file()
-            # Until the hash is made anew there is nothing that belongs together.
-            self._advance_to(0)
-            self._digest = None
-            self._hash = self._hash_file(self._algorithm, size)
-            self._advance_to(size)
+            try:
+                os.ftruncate(self._fd, size)
+                self._advance_to(size)
+                self._drop_offset_file()
+                self._digest = None
+                self._hash = self._hash_file(self._algorithm, size)
+            except BaseException:
+                # The data and the hash do not belong together any more.
+                self._finish(self._leave)
+                raise
             self._writeback = Writeback(size)
             self._allocate = self._status.total >= ALLOCATE_FROM
             self._synced = False

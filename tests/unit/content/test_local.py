@@ -17,12 +17,15 @@ from typing import Any
 
 import pytest
 
+from blobtee import tasks
 from blobtee.content import LocalStore
 from blobtee.content import blobs as blobs_module
 from blobtee.content.database import Database
 from blobtee.content.files import format_time, parse_time
 from blobtee.errors import (
     AlreadyExists,
+    Cancelled,
+    Closed,
     DataLoss,
     InvalidArgument,
     NotFound,
@@ -352,6 +355,23 @@ def test_walking_asks_the_database_once_for_a_page(tmp_path: Path, monkeypatch: 
 
 def ingest_of(root: Path, ref: str) -> Path:
     return root / "ingest" / hashlib.sha256(ref.encode()).hexdigest()
+
+
+def test_a_truncation_that_ends_half_way_leaves_what_the_data_say(tmp_path: Path) -> None:
+    with LocalStore(tmp_path / "root") as store:
+        with store.writer("ref") as writer:
+            writer.write(b"0123456789")
+            with tasks.scope() as cancellation:
+                cancellation.cancel()
+                with pytest.raises(Cancelled):
+                    writer.truncate(5)
+            with pytest.raises(Closed):
+                writer.write(b"56")
+        with store.writer("ref") as writer:
+            assert (writer.status.offset, writer.digest) == (5, digest_of(b"01234"))
+            writer.write(b"abc")
+            assert writer.commit().digest == digest_of(b"01234abc")
+        assert get(store, b"01234abc") == b"01234abc"
 
 
 def test_an_ingest_of_containerds_own_store_is_resumed(tmp_path: Path) -> None:
