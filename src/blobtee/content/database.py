@@ -408,11 +408,18 @@ def among(values: Sequence[str]) -> tuple[str, tuple[str, ...]]:
 
 
 def rows(values: Sequence[tuple[str | int, ...]]) -> tuple[str, tuple[str | int, ...]]:
-    """What stands behind `VALUES`, and the parameters for it; the last row perhaps more than once, as in `among`."""
+    """What stands behind `VALUES`, and the parameters for it; one of the rows perhaps more than once, as in `among`."""
     row = f"({','.join('?' * len(values[0]))})"
     rounded = 1 << (len(values) - 1).bit_length()
-    padded = chain(chain.from_iterable(values), *(values[-1] for _ in range(rounded - len(values))))
-    return ",".join([row] * rounded), tuple(padded)
+    parameters = [*chain.from_iterable(values)]
+    if missing := rounded - len(values):
+        # SQLite copies each of them, and labels may have a MiB.
+        parameters += min(values, key=_nchars) * missing
+    return ",".join([row] * rounded), tuple(parameters)
+
+
+def _nchars(row: tuple[str | int, ...]) -> int:
+    return sum(len(value) for value in row if isinstance(value, str))
 
 
 class _Failed(Exception):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from blobtee.content import Database
-from blobtee.content.database import among
+from blobtee.content.database import among, rows
 from blobtee.errors import (
     Closed,
     DataLoss,
@@ -322,3 +322,29 @@ def test_lists_of_any_length_are_asked_for_in_few_words() -> None:
         assert list(dict.fromkeys(values)) == names
         texts.add(marks)
     assert len(texts) <= 11
+
+
+def test_rows_of_any_number_are_written_in_few_words_and_none_of_them_twice(tmp_path: Path) -> None:
+    database = Database(tmp_path / "x.db")
+    database.migrate("a", ("CREATE TABLE things (name TEXT PRIMARY KEY, labels TEXT NOT NULL)",))
+    texts = set()
+    for count in (*range(1, 70), 300):
+        wanted = [(f"{count}-{number}", "x" * (count - number)) for number in reversed(range(count))]
+        marks, values = rows(wanted)
+        texts.add(marks)
+        with database.transaction() as connection:
+            done = connection.execute(f"INSERT OR IGNORE INTO things VALUES {marks}", values)
+            assert done.rowcount == count
+            found = connection.execute("SELECT * FROM things WHERE name LIKE ?", (f"{count}-%",)).fetchall()
+        assert sorted(found) == sorted(wanted)
+    assert len(texts) <= 9
+    database.close()
+
+
+def test_a_long_row_is_given_to_the_database_once() -> None:
+    """It copies what it is given: of labels that is a MiB, and some dozens of them come at once."""
+    long = ("a", "x" * (1 << 20))
+    for wanted in ([("b", "{}")] * 32 + [long], [long] + [("b", "{}")] * 32):
+        _, values = rows(wanted)
+        assert len(values) == 128
+        assert values.count(long[1]) == 1
