@@ -141,9 +141,9 @@ class Ingest:
 
     def close(self) -> None:
         """Nobody asks for the data any more."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def write_total(self, total: int) -> None:
         write_small(self._prefix + "total", b"%d" % total)

@@ -208,10 +208,15 @@ class LocalWriter(Writer):
             self._drop_offset_file()
 
     def _drop_offset_file(self) -> None:
-        if self._offset_fd >= 0:
-            os.close(self._offset_fd)
-            self._offset_fd = -1
+        if self._close_offset_file():
             os.unlink(self._ingest.offset_file)
+
+    def _close_offset_file(self) -> bool:
+        """Whether it was open."""
+        fd, self._offset_fd = self._offset_fd, -1
+        if fd >= 0:
+            os.close(fd)
+        return fd >= 0
 
     def _sync(self) -> None:
         try:
@@ -263,9 +268,12 @@ class LocalWriter(Writer):
         except OSError as error:
             _logger.warning("ingest %.200r was left untidy: %s", self._status.ref, error)
         finally:
-            if self._offset_fd >= 0:
-                os.close(self._offset_fd)
-                self._offset_fd = -1
-            os.close(self._fd)
-            self._fd = -1
-            self._release()
+            try:
+                self._close_offset_file()
+            finally:
+                # What is closed twice is a file of somebody else's: an interrupt comes behind the first time.
+                fd, self._fd = self._fd, -1
+                try:
+                    os.close(fd)
+                finally:
+                    self._release()

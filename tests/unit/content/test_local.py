@@ -374,6 +374,37 @@ def test_a_truncation_that_ends_half_way_leaves_what_the_data_say(tmp_path: Path
         assert get(store, b"01234abc") == b"01234abc"
 
 
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("which", ["data", "offset"])
+def test_an_interrupt_behind_a_close_closes_no_file_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    with LocalStore(tmp_path / "root") as store:
+        writer = store.writer("ref", total=3 << 20)
+        writer.write(b"some")
+        closing = {"data": writer._fd, "offset": writer._offset_fd}[which]
+        close, other = os.close, os.open(tmp_path, os.O_RDONLY)
+
+        def interrupted(fd: int) -> None:
+            close(fd)
+            if fd == closing:
+                monkeypatch.undo()
+                os.dup2(other, closing)  # the next that another thread opens
+                raise Killed
+
+        monkeypatch.setattr(os, "close", interrupted)
+        with pytest.raises(Killed):
+            writer.close()
+        writer.close()
+        close(closing)
+        close(other)
+        with store.writer("ref", total=3 << 20) as writer:
+            assert writer.status.offset == 4
+
+
 def test_an_ingest_of_containerds_own_store_is_resumed(tmp_path: Path) -> None:
     directory = ingest_of(tmp_path, "layer-x")
     directory.mkdir(parents=True)
