@@ -92,8 +92,8 @@ class InUse:
 
     def _close_unused(self) -> None:
         if self._fd >= 0 and not self._open and not self._claimed:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            os.close(fd)
 
     def _opened(self) -> int:
         """The lock file; -1 where there is none: in memory, or in a store that can only be read."""

@@ -97,9 +97,9 @@ class Locks:
             self._changed.notify_all()
             self._wait(lambda: not self._held, PATIENCE)
             self._held.clear()
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                os.close(fd)
 
     def _check_open(self) -> None:
         if self._closed:

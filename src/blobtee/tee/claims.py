@@ -77,9 +77,9 @@ class Claims:
 
     def close(self) -> None:
         """Give everything back. A second call does nothing."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _ask(self, kind: int, first: int, last: int) -> bool:
         return ask(self._fd, kind, first, last, "lock a partial blob")

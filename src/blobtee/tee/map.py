@@ -177,9 +177,9 @@ class Map:
 
     def close(self) -> None:
         """The mapping itself lives as long as somebody reads by it."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _recover(self) -> None:
         durable = self.bytes[self._durable : self._durable + self.chunks]
