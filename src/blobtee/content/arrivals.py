@@ -169,23 +169,21 @@ class Arrivals:
 
     def _announce_new(self, arrivals: Sequence[Arrival]) -> bool:
         """By a few statements for all of them: each lets other threads run. False: nothing has changed, as something is
-        known of one of them, or for an error that it has to be told of alone."""
+        known of one of them, or wrong with one, which has to be told of that alone."""
         by_kind: dict[type[Claim], list[Claim]] = {}
         for arrival in arrivals:
             by_kind.setdefault(type(arrival.claim), []).append(arrival.claim)
         if not all(kind.several for kind in by_kind):
             return False
-        now = time.time_ns()
-        with suppress(_NotNew, BlobteeError), self._database.transaction() as connection:
-            for kind, claims in by_kind.items():
-                if not kind.write_all(claims):
-                    raise _NotNew
-            if not records.add_all(connection, [arrival.begin(now) for arrival in arrivals]):
-                raise _NotNew
+        try:
+            with self._database.transaction() as connection:
+                _write_all(connection, by_kind, arrivals)
+        except _NotNew:
+            return False
+        except BlobteeError as error:  # not begun, or not durable: trying again would only take as long once more
             for arrival in arrivals:
-                arrival.announced(None)
-            return True
-        return False
+                arrival.error = one_more(error)
+        return True
 
     def _name(self, arrivals: Sequence[Arrival]) -> None:
         """Give those their names that are announced, durably."""
@@ -214,4 +212,20 @@ class Arrivals:
 
 
 class _NotNew(Exception):
-    """Something is known of a blob that comes."""
+    """Something is known of a blob that comes, or is wrong with one."""
+
+
+def _write_all(
+    connection: sqlite3.Connection, claims: Mapping[type[Claim], Sequence[Claim]], arrivals: Sequence[Arrival]
+) -> None:
+    now = time.time_ns()
+    try:
+        is_new = all(kind.write_all(each) for kind, each in claims.items()) and records.add_all(
+            connection, [arrival.begin(now) for arrival in arrivals]
+        )
+    except Exception as error:
+        raise _NotNew from error
+    if not is_new:
+        raise _NotNew
+    for arrival in arrivals:
+        arrival.announced(None)

@@ -19,7 +19,7 @@ import pytest
 from blobtee.content import Info, LocalStore
 from blobtee.content.arrivals import Claim
 from blobtee.core import settle_files
-from blobtee.errors import AlreadyExists, Cancelled, Internal, NotFound, StorageError
+from blobtee.errors import AlreadyExists, Cancelled, Internal, NotFound, ResourceExhausted, StorageError
 from tests.conformance.blobs import digest_of
 
 NAMES = ("a", "b", "c", "d")
@@ -175,6 +175,55 @@ def test_claims_that_can_are_written_at_once(store: LocalStore, pool: ThreadPool
     assert [info.labels["name"] for info in infos] == list(NAMES[1:])
     for info in infos:
         assert store.info(info.digest) == info
+
+
+def test_what_breaks_claims_that_are_written_at_once_is_the_failure_of_one(
+    store: LocalStore, pool: ThreadPoolExecutor
+) -> None:
+    class Kind(Joined):
+        @classmethod
+        def write_all(cls, claims: Sequence[Self]) -> bool:
+            raise ValueError("a defect")
+
+    assert [info.labels["name"] for info in several(store, pool, Kind)] == list(NAMES[1:])
+    assert claims(store) == list(NAMES)
+
+
+def test_a_database_that_others_hold_for_too_long_is_waited_for_once(
+    store: LocalStore, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[int] = []
+    transaction = store.metadata.transaction
+
+    @contextmanager
+    def busy() -> Iterator[Any]:
+        if waiting._working and not store.metadata.in_transaction:
+            waits.append(threading.get_ident())
+            raise ResourceExhausted("other processes hold it for too long")
+        with transaction() as connection:
+            yield connection
+
+    waiting = store._blobs._arrivals._together
+
+    def work(name: str) -> Info:
+        with store.writer(f"ref {name}") as writer:
+            writer.write(name.encode())
+            return writer.commit(1, DIGESTS[name], {"name": name})
+
+    with store.metadata.transaction():
+        first = pool.submit(work, "a")
+        wait_until(lambda: waiting._working and not waiting._coming)
+        futures = [pool.submit(work, name) for name in NAMES[1:]]
+        wait_until(lambda: len(waiting._coming) == len(futures))
+        monkeypatch.setattr(store.metadata, "transaction", busy)
+    first.result(10)
+    raised = [future.exception(10) for future in futures]
+    assert all(isinstance(each, ResourceExhausted) for each in raised)
+    assert len(waits) == 1
+    assert len({id(each) for each in raised}) == len(futures)
+    monkeypatch.undo()
+    for name in NAMES[1:]:
+        assert commit_again(store, name).labels == {"name": name}
 
 
 def test_one_that_has_a_row_keeps_what_the_row_says(store: LocalStore, pool: ThreadPoolExecutor) -> None:
