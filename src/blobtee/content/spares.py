@@ -1,11 +1,12 @@
 """Folders of ingests that have ended, for those that begin.
 
-Making the small files of an ingest and removing them again is most of what a small blob costs the kernel: ext4, for
-one, looks at each inode that was freed in the last seconds before it takes another. So a folder whose `data` has gone
-is given to the next ingest by a rename, and its files are written over. Until then it has the name of no ref, and is an
-ingest that never began (`content.ingests`): nobody lists it, and what a killed process leaves goes at the next opening
-of the store. Until then a lock says whose it is: who removed its files while it is given to an ingest would take that
-one's `ref`, if that is not written anew, and so all that comes of it.
+Making the small files of an ingest and removing them again is most of what a small blob costs the kernel: ext4 without
+a journal, for one, looks at each inode that was freed in the last minute before it takes another (Linux,
+fs/ext4/ialloc.c, `recently_deleted`). So a folder whose `data` has gone is given to the next ingest by a rename, and
+its files are written over. Until then it has the name of no ref, and is an ingest that never began (`content.ingests`):
+nobody lists it, and what a killed process leaves goes at the next opening of the store. Until then a lock says whose
+it is: who removed its files while it is given to an ingest would take that one's `ref`, if that is not written anew,
+and so all that comes of it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from blobtee.errors import BlobteeError
 
 MOST = 256
 _OWN_LENGTH = 48
-AT_REST = 4
+AT_REST = 64
 """Folders that stay when nobody writes."""
 
 
