@@ -6,7 +6,6 @@ import hashlib
 import json
 import subprocess
 import urllib.request
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from blobtee import transfer
 from blobtee.content import LocalStore
 from tests.integration import gotools
 from tests.integration.daemons import BLOBTEE, Containerd, Daemon, running_blobtee, running_containerd, wait_for
-from tests.integration.images import NAME, remove_everything
+from tests.integration.images import NAME, remove_everything, said_by
 from tests.integration.servers import DockerRegistry, running_registry, tool
 
 pytestmark = [pytest.mark.xdist_group("containerd"), pytest.mark.timeout(1200)]
@@ -150,7 +149,7 @@ def test_a_build_is_pushed_in_zstd_and_built_again_from_the_cache_in_the_registr
         assert len(layers) == 3
         assert {layer.removeprefix("sha256:") for layer in layers} <= blobtee.blobs()
         containerd.do("images", "pull", "--plain-http", first)
-        made = containerd.do("run", "--rm", "--net-host", first, f"built-{uuid.uuid4()}")
+        made = said_by(containerd, first)
         assert made.endswith("\ngiven\n")
 
         buildkit.do("prune", "--all")
