@@ -100,6 +100,7 @@ def test_a_store_that_has_lost_its_database_keeps_every_image(tmp_path: Path, bu
     with running_blobtee(tmp_path / "b", "one") as blobtee:
         with running_containerd(folder, "1.6", blobtee.socket("one")) as containerd:
             containerd.do("images", "import", busybox)
+            settle(containerd)
             blobs = set(listed(containerd))
     for path in blobtee.root.glob("blobtee.db*"):
         path.unlink()
