@@ -513,10 +513,6 @@ int bt_h2_exchange(bt_h2_call *k, const uint8_t *message, size_t nbytes, const u
 int bt_h2_send_file(bt_h2_call *k, const uint8_t *head, size_t head_nbytes, int fd, uint64_t offset, size_t nbytes,
                     int is_last);
 
-/* Ends the call with gRPC's status code and the text (NULL: none), percent-encoded as grpc-message. Does not wait.
- * BT_OK; BT_GONE: it has ended before. */
-int bt_h2_finish(bt_h2_call *k, int status, const char *text);
-
 /* 0 when the call is gone. */
 int bt_h2_is_active(bt_h2_call *k);
 
@@ -527,7 +523,8 @@ int bt_h2_watch(bt_h2_call *k);
  * big endian), name and value; the answer is its bytes. The call's own, until it is released. */
 size_t bt_h2_metadata(bt_h2_call *k, const char **metadata);
 
-/* bt_h2_finish, and then bt_h2_release. */
+/* Ends the call with gRPC's status code and the text (NULL: none), percent-encoded as grpc-message, unless it has ended before,
+ * and gives it back as bt_h2_release does. */
 void bt_h2_end(bt_h2_call *k, int status, const char *text);
 
 /* Gives the call back: the handler is through with it. One that nobody answered ends with INTERNAL. */

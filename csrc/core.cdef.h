@@ -186,7 +186,6 @@ int bt_h2_send(bt_h2_call *k, const uint8_t *message, size_t nbytes, int is_last
 int bt_h2_exchange(bt_h2_call *k, const uint8_t *message, size_t nbytes, const uint8_t **next, size_t *next_nbytes);
 int bt_h2_send_file(bt_h2_call *k, const uint8_t *head, size_t head_nbytes, int fd, uint64_t offset, size_t nbytes,
                     int is_last);
-int bt_h2_finish(bt_h2_call *k, int status, const char *text);
 int bt_h2_is_active(bt_h2_call *k);
 int bt_h2_watch(bt_h2_call *k);
 size_t bt_h2_metadata(bt_h2_call *k, const char **metadata);

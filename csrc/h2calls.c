@@ -144,20 +144,6 @@ int bt_h2_send_file(bt_h2_call *k, const uint8_t *head, size_t head_nbytes, int 
     return result;
 }
 
-int bt_h2_finish(bt_h2_call *k, int status, const char *text)
-{
-    struct h2_connection *c = k->connection;
-    int result;
-
-    pthread_mutex_lock(&c->lock);
-    result = k->done ? BT_GONE : BT_OK;
-    h2_finish(k, status, text);
-    h2_pump(c, 0);
-    h2_arm(c, 0);
-    pthread_mutex_unlock(&c->lock);
-    return result;
-}
-
 int bt_h2_is_active(bt_h2_call *k)
 {
     pthread_mutex_lock(&k->connection->lock);
@@ -190,12 +176,6 @@ void bt_h2_told(bt_h2_call *k)
 
 void bt_h2_end(bt_h2_call *k, int status, const char *text)
 {
-    bt_h2_finish(k, status, text);
-    bt_h2_release(k);
-}
-
-void bt_h2_release(bt_h2_call *k)
-{
     struct h2_connection *c = k->connection;
     bt_h2 *s = c->server;
 
@@ -203,7 +183,7 @@ void bt_h2_release(bt_h2_call *k)
     h2_free_message(s, k->taken);
     k->taken = NULL;
     if (!k->done) {
-        h2_finish(k, GRPC_INTERNAL, "nobody answered");
+        h2_finish(k, status, text);
         h2_pump(c, 0);
         h2_arm(c, 0);
     }
@@ -220,3 +200,5 @@ void bt_h2_release(bt_h2_call *k)
     if (h2_can_feed(s))
         h2_wake(s);
 }
+
+void bt_h2_release(bt_h2_call *k) { bt_h2_end(k, GRPC_INTERNAL, "nobody answered"); }

@@ -92,9 +92,9 @@ static void handle(bt_h2_call *call, int method)
             if (bt_h2_send(call, message, nbytes, 0) != BT_OK)
                 break;
         }
-        bt_h2_finish(call, 0, NULL);
-        break;
-    case REFUSE: bt_h2_finish(call, 5, "it is not there"); break;
+        bt_h2_end(call, 0, NULL);
+        return;
+    case REFUSE: bt_h2_end(call, 5, "it is not there"); return;
     case WATCHED:
         bt_h2_watch(call);
         bt_h2_is_active(call);
@@ -102,7 +102,7 @@ static void handle(bt_h2_call *call, int method)
         }
         break;
     case INFO:
-    case READ: bt_h2_finish(call, 12, NULL); break;
+    case READ: bt_h2_end(call, 12, NULL); return;
     default: break;
     }
     bt_h2_release(call);
