@@ -155,16 +155,16 @@ def set_aside(root: Path, path: Path, name: str) -> Path:
 
 def sync_file(path: str | Path) -> None:
     """Make the bytes of a file durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    _sync(path, os.O_NONBLOCK)
 
 
 def sync_directory(path: str | Path) -> None:
     """Make the names in `path` durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _sync(path, os.O_DIRECTORY)
+
+
+def _sync(path: str | Path, flag: int) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flag)
     try:
         os.fsync(fd)
     finally:
