@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,34 +9,25 @@ import pytest
 from blobtee import transfer
 from blobtee.content import LocalStore
 from blobtee.oci import Digest
+from tests.integration.power.cutting import each_cut
 from tests.integration.power.evicting import NAME, SOURCE
 from tests.integration.power.recording import record
-from tests.integration.test_evict_power import make
-
-CUTS = int(os.environ.get("BLOBTEE_POWER_CUTS", "60"))
-"""States; the full run has 5,000."""
-
-SEED = int(os.environ.get("BLOBTEE_POWER_SEED", "1"))
 
 BLOBS = (SOURCE.descriptor.digest, Digest.of(SOURCE.config), *(layer.descriptor.digest for layer in SOURCE.layers))
 
 
 @pytest.mark.timeout(3600)
 def test_a_power_cut_leaves_no_image_without_its_blobs(memory_path: Path, recorder: Path) -> None:
-    recording = record(recorder, memory_path, "tests.integration.power.collecting")
-    killed = next(time for time in range(len(recording.events)) if recording.notes(time))
-    root = memory_path / "after"
     there = 0
-    for number in range(CUTS):
-        seed = SEED * 1_000_000 + number
-        draw = random.Random(seed)
-        time = draw.randint(killed, len(recording.events))
-        make(root, recording.cut(time, draw))
+
+    def check(root: Path, _: object) -> None:
+        nonlocal there
         with LocalStore(root) as store:
             if NAME in store.layout.names():
                 there += 1
-                missing = [digest for digest in BLOBS if not store.has(digest)]
-                assert not missing, f"seed {seed}: cut at {time} of {len(recording.events)}, killed at {killed}"
+                assert not [digest for digest in BLOBS if not store.has(digest)]
             assert transfer.verify(store).good
-        shutil.rmtree(root)
+
+    recording = record(recorder, memory_path, "tests.integration.power.collecting")
+    each_cut(recording, memory_path, check, since=recording.noted)
     assert there, "a power cut never brings the name back: there is nothing to test"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import random
-import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,26 +14,14 @@ from blobtee.errors import NotFound
 from blobtee.registry import Registry
 from blobtee.tee.digests import ChunkDigests
 from blobtee.transfer.evicting import shrink
+from tests.integration.power.cutting import each_cut
 from tests.integration.power.evicting import LABELS, NAME, SOURCE
 from tests.integration.power.recording import record
-from tests.integration.power.replay import Cut
-
-CUTS = int(os.environ.get("BLOBTEE_POWER_CUTS", "60"))
-"""States; the full run has 5,000."""
-
-SEED = int(os.environ.get("BLOBTEE_POWER_SEED", "1"))
+from tests.integration.power.replay import Cut, Recording
 
 
-def make(root: Path, cut: Cut) -> None:
-    for folder in cut.folders:
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    for path, content in cut.files.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(content)
-
-
-def check(root: Path, *, gone: bool) -> None:
-    """`gone`: that all were, had been said."""
+def check(recording: Recording, root: Path, cut: Cut) -> None:
+    gone = "gone 0 0" in recording.notes(cut.time)
     with LocalStore(root) as store, Registry() as registry:
         away = {info.digest: info.labels for info in store.evicted()}
         for layer in SOURCE.layers:
@@ -64,16 +50,4 @@ def check(root: Path, *, gone: bool) -> None:
 @pytest.mark.parametrize("before", [(), ("killed",)])
 def test_a_power_cut_loses_no_blob_and_no_proof(memory_path: Path, recorder: Path, before: tuple[str, ...]) -> None:
     recording = record(recorder, memory_path, "tests.integration.power.evicting", *before)
-    ready = next(time for time in range(len(recording.events)) if recording.notes(time))
-    root = memory_path / "after"
-    for number in range(CUTS):
-        seed = SEED * 1_000_000 + number
-        draw = random.Random(seed)
-        time = draw.randint(ready, len(recording.events))
-        make(root, recording.cut(time, draw))
-        try:
-            check(root, gone="gone 0 0" in recording.notes(time))
-        except BaseException as error:
-            error.add_note(f"seed {seed}: cut at {time} of {len(recording.events)}, ready at {ready}")
-            raise
-        shutil.rmtree(root)
+    each_cut(recording, memory_path, partial(check, recording), since=recording.noted)

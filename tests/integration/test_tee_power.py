@@ -7,9 +7,6 @@ to be in the store is in it, and a collection leaves nothing.
 
 from __future__ import annotations
 
-import os
-import random
-import shutil
 import struct
 from pathlib import Path
 
@@ -18,16 +15,12 @@ import pytest
 from blobtee.core import crc32c
 from blobtee.tee import map as maps
 from blobtee.tee.map import CHUNK
+from tests.integration.power.cutting import each_cut
 from tests.integration.power.recording import record
 from tests.integration.power.replay import CREATE, RENAME, UNLINK, Cut, Recording
 from tests.integration.power.worker import SPACING
 from tests.integration.tee_crash_worker import DATA, DESC, PIECE, SHAPES
 from tests.integration.test_tee_crash import Said, check, chunks_in
-
-CUTS = int(os.environ.get("BLOBTEE_POWER_CUTS", "60"))
-"""States of each shape; the full run has 5,000."""
-
-SEED = int(os.environ.get("BLOBTEE_POWER_SEED", "1"))
 
 _PARTIAL = f"partial/sha256/{DESC.digest.hex}"
 
@@ -36,13 +29,8 @@ def recorded(recorder: Path, folder: Path, shape: str) -> Recording:
     return record(recorder, folder, "tests.integration.power.worker", shape)
 
 
-def make(root: Path, cut: Cut, recording: Recording) -> None:
-    """Have the state in a folder. Files have other numbers there, and maps name the number of their file."""
-    for folder in cut.folders:
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    for path, content in cut.files.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(content)
+def adapt(root: Path, cut: Cut, recording: Recording) -> None:
+    """Files have other numbers here, and maps name the number of their file."""
     data = cut.number.get(f"{_PARTIAL}/data")
     if data is not None and f"{_PARTIAL}/map" in cut.files:
         raw = bytearray(cut.files[f"{_PARTIAL}/map"])
@@ -106,21 +94,15 @@ def test_a_power_cut_costs_what_was_not_settled(
 ) -> None:
     recording = recorded(recorder, memory_path, shape)
     monkeypatch.setattr(maps, "boot_id", lambda: "another")
-    root = memory_path / "after"
-    for number in range(CUTS):
-        seed = SEED * 1_000_000 + number
-        draw = random.Random(seed)
-        time = draw.randint(0, len(recording.events))
-        cut = recording.cut(time, draw)
-        make(root, cut, recording)
+
+    def check_chunks(root: Path, cut: Cut) -> None:
+        adapt(root, cut, recording)
+        time = cut.time
         # Names may be gone of what was just made, or is just going away; but not before that.
         kept = settled(recording, time, cut.number if touched(recording, time) else names_made(recording, time))
-        try:
-            check(root, shape, said(recording, time), lost=set(range(maps.chunks_of(len(DATA)))) - kept)
-        except BaseException as error:
-            error.add_note(f"{shape}, seed {seed}: cut at {time} of {len(recording.events)}, in {sorted(cut.files)}")
-            raise
-        shutil.rmtree(root)
+        check(root, shape, said(recording, time), lost=set(range(maps.chunks_of(len(DATA)))) - kept)
+
+    each_cut(recording, memory_path, check_chunks)
 
 
 def test_what_a_power_cut_costs_is_bounded(memory_path: Path, recorder: Path) -> None:

@@ -37,8 +37,9 @@ class Event:
 
 @dataclass
 class Cut:
-    """A state that the disk may be in. `files` by path; `number` says which file that is."""
+    """A state that the disk may be in at a time. `files` by path; `number` says which file that is."""
 
+    time: int
     files: dict[str, bytes] = field(default_factory=dict)
     number: dict[str, int] = field(default_factory=dict)
     folders: list[str] = field(default_factory=list)
@@ -69,6 +70,8 @@ class Recording:
         self._parents = self._folders_changed()
         self.inodes = {event.file: event.offset for event in self.events if event.kind == CREATE}
         """The number that each file had in the system."""
+        self.noted = next(at + 1 for at, event in enumerate(self.events) if event.kind == NOTE)
+        """The time from which on there is a note."""
 
     def _folders_changed(self) -> dict[int, list[int]]:
         """By event: the folders in which it changed names."""
@@ -102,7 +105,7 @@ class Recording:
     def cut(self, time: int, draw: random.Random) -> Cut:
         """One of the states that may be found after a cut at `time`."""
         tree, folders = self._tree(time, draw)
-        cut = Cut(folders=sorted(folders))
+        cut = Cut(time, folders=sorted(folders))
         grain = draw.choice((_SECTOR, _BLOCK, _BLOCK))
         luck = draw.choice((0.0, 0.1, 0.5, 0.9, 1.0))
         kept: dict[int, bytes] = {}
