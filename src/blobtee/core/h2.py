@@ -9,12 +9,12 @@ import os
 import re
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from urllib.parse import quote, unquote_to_bytes
 
 from blobtee.core.answers import Answers
 from blobtee.core.native import BYTES, fail, ffi, lib
-from blobtee.errors import Cancelled, DataLoss, Internal, ResourceExhausted, from_os_error
+from blobtee.errors import Cancelled, Closed, DataLoss, Internal, ResourceExhausted, from_os_error
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -150,7 +150,8 @@ class H2Server:
 
 
 class H2Call:
-    """One call, for the thread that handles it. What is done once its client has gone raises `Cancelled`."""
+    """One call, for the thread that handles it. What is done once its client has gone raises `Cancelled`, and after
+    `finish` or `close`, `Closed`."""
 
     __slots__ = ("_call", "_message", "_nbytes", "_server", "_watched", "method", "place")
 
@@ -170,15 +171,16 @@ class H2Call:
     def on_end(self, callback: Callable[[], object]) -> bool:
         """Have `callback` called, once and in another thread, when the call ends before its answer. It must be quick.
         False when it has ended already."""
-        self._server._callbacks[int(ffi.cast("uintptr_t", self._call))] = callback
+        call = self._call or _over()
+        self._server._callbacks[int(ffi.cast("uintptr_t", call))] = callback
         self._watched = True
-        return bool(lib.bt_h2_watch(self._call) == _OK)
+        return bool(lib.bt_h2_watch(call) == _OK)
 
     def metadata(self) -> list[tuple[str, str | bytes]]:
         """What the client sent with the call, names in lower case. Values of names in `-bin` are bytes; one that is no
         base64 is left out."""
         pointer = ffi.new("const char **")
-        nbytes = lib.bt_h2_metadata(self._call, pointer)
+        nbytes = lib.bt_h2_metadata(self._call or _over(), pointer)
         data, at = bytes(ffi.buffer(pointer[0], nbytes)) if nbytes else b"", 0
         found: list[tuple[str, str | bytes]] = []
         while at < len(data):
@@ -199,12 +201,13 @@ class H2Call:
 
     def take(self) -> bytes | None:
         """The next message; None when the client has sent all. Waits."""
-        return self._taken(lib.bt_h2_take(self._call, self._message, self._nbytes))
+        return self._taken(lib.bt_h2_take(self._call or _over(), self._message, self._nbytes))
 
     def exchange(self, message: bytes) -> bytes | None:
         """`send` a message that is not the last, and `take` the next. What goes into the core once comes out of it
         once: each return has to wait for the interpreter."""
-        return self._taken(lib.bt_h2_exchange(self._call, message, len(message), self._message, self._nbytes))
+        call = self._call or _over()
+        return self._taken(lib.bt_h2_exchange(call, message, len(message), self._message, self._nbytes))
 
     def _taken(self, result: int) -> bytes | None:
         if result == _OK:
@@ -217,7 +220,7 @@ class H2Call:
     def send(self, message: ReadableBuffer, *, last: bool = False) -> None:
         """Send a message, and the status OK behind it if it is the last. Waits until the client has room for it."""
         with ffi.from_buffer(BYTES, message) as view:
-            result = lib.bt_h2_send(self._call, view, len(view), last)
+            result = lib.bt_h2_send(self._call or _over(), view, len(view), last)
         if result != _OK:
             _check(result, "send a message")
 
@@ -227,7 +230,7 @@ class H2Call:
         `DataLoss` when the file ends before, errors of the file system; the call is gone then, and the client has not
         got the message.
         """
-        result = lib.bt_h2_send_file(self._call, head, len(head), fd, offset, nbytes, last)
+        result = lib.bt_h2_send_file(self._call or _over(), head, len(head), fd, offset, nbytes, last)
         if result == lib.BT_TRUNCATED:
             raise DataLoss(f"a file ends before byte {offset + nbytes}")
         if result != _OK:
@@ -240,14 +243,14 @@ class H2Call:
             lib.bt_h2_end(call, code, encoded)
 
     def close(self) -> None:
-        """The handler is through with it: nothing may be done with the call any more. A second call does nothing."""
+        """The handler is through with it. A second call does nothing."""
         if (call := self._given_back()) != ffi.NULL:
             lib.bt_h2_release(call)
 
     def _given_back(self) -> Any:
         if self._watched:
             self._server._callbacks.pop(int(ffi.cast("uintptr_t", self._call)), None)
-        call, self._call = self._call, ffi.NULL
+        call, self._call = self._call, ffi.NULL  # which the core must not get
         return call
 
 
@@ -268,6 +271,10 @@ def _check(result: int, doing: str) -> None:
         raise from_os_error(OSError(number, os.strerror(number)), doing)
     if result != _OK:
         raise Internal(f"cannot {doing}: {ffi.string(lib.bt_strerror(result)).decode()}")
+
+
+def _over() -> NoReturn:
+    raise Closed("the call is over")
 
 
 def _gone() -> Cancelled:
