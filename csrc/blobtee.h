@@ -462,8 +462,9 @@ bt_h2 *bt_h2_new(const bt_h2_limits *limits);
 void bt_h2_free(bt_h2 *s);
 
 /* The number, from 0 on, of the method with the path `path` ("/package.Service/Method"); before bt_h2_listen. Calls of
- * other paths end with UNIMPLEMENTED. BT_NO_SPACE after 64; BT_NO_MEMORY. */
-int bt_h2_method(bt_h2 *s, const char *path);
+ * other paths end with UNIMPLEMENTED. Handlers of one that `is_light` do little between calls of the kernel and turns in
+ * what one thread has at a time: when several run at once, they huddle (bt_huddle). BT_NO_SPACE after 64; BT_NO_MEMORY. */
+int bt_h2_method(bt_h2 *s, const char *path, int is_light);
 
 /* Answers calls of two methods from `a`, where it has an answer, without a handler: `info` takes a message whose field 1 is a digest,
  * and is answered by BT_ANSWER_MESSAGE; `read` takes a digest, an offset and a size (fields 1 to 3), and is answered by messages of an
@@ -532,6 +533,16 @@ void bt_h2_release(bt_h2_call *k);
 
 /* Gives back the call of an event of the kind BT_H2_ENDED. */
 void bt_h2_told(bt_h2_call *k);
+
+/* ---- processors --------------------------------------------------------------------------------------------------- */
+
+/* Has the calling thread run on the same processor as all that huddle, until bt_spread; which one that is, is settled
+ * anew from time to time. As good as it goes, and nothing where there is one processor. A thread that is started meanwhile
+ * inherits the processor, and no bt_spread will free it. */
+void bt_huddle(void);
+
+/* Has the calling thread run where it might before. Nothing when it does not huddle. */
+void bt_spread(void);
 
 /* ---- files ------------------------------------------------------------------------------------------------------ */
 

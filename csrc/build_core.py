@@ -26,6 +26,7 @@ SOURCES = (
     "h2known.c",
     "h2life.c",
     "h2out.c",
+    "huddle.c",
     "sha256.c",
     "sha256_arm.c",
     "sha256_portable.c",

@@ -172,7 +172,7 @@ typedef struct bt_h2_stats {
 } bt_h2_stats;
 bt_h2 *bt_h2_new(const bt_h2_limits *limits);
 void bt_h2_free(bt_h2 *s);
-int bt_h2_method(bt_h2 *s, const char *path);
+int bt_h2_method(bt_h2 *s, const char *path, int is_light);
 void bt_h2_answer(bt_h2 *s, bt_answers *a, int info, int read, size_t piece_nbytes);
 int bt_h2_listen(bt_h2 *s, int fd, uint32_t place, uint32_t max_calls);
 int bt_h2_next(bt_h2 *s, int timeout_ms, unsigned keep, bt_h2_event *event);
@@ -192,6 +192,9 @@ size_t bt_h2_metadata(bt_h2_call *k, const char **metadata);
 void bt_h2_end(bt_h2_call *k, int status, const char *text);
 void bt_h2_release(bt_h2_call *k);
 void bt_h2_told(bt_h2_call *k);
+
+void bt_huddle(void);
+void bt_spread(void);
 
 const char *bt_isal_version(void);
 const char *bt_libdeflate_version(void);

@@ -358,11 +358,17 @@ int bt_h2_next(bt_h2 *s, int timeout_ms, unsigned keep, bt_h2_event *event)
     struct h2_connection *c = k->connection;
     event->call = k;
     if (event->kind == BT_H2_CALL) {
+        atomic_fetch_add(&s->handling, 1);
         pthread_mutex_lock(&c->lock);
         event->place = c->listener->place;
         event->method = k->method;
         pthread_mutex_unlock(&c->lock);
     }
+    /* Without another that waits, this thread is about to start one, which would inherit its processor. */
+    if (event->kind == BT_H2_CALL && event->waiting > 0 && s->light_methods >> k->method & 1 && h2_is_crowd(s))
+        bt_huddle();
+    else
+        bt_spread();
     return BT_OK;
 }
 
@@ -415,12 +421,14 @@ void bt_h2_free(bt_h2 *s)
     free(s);
 }
 
-int bt_h2_method(bt_h2 *s, const char *path)
+int bt_h2_method(bt_h2 *s, const char *path, int is_light)
 {
     if (s->nmethods == H2_METHODS)
         return BT_NO_SPACE;
     if ((s->methods[s->nmethods] = strdup(path)) == NULL)
         return BT_NO_MEMORY;
+    if (is_light)
+        s->light_methods |= 1ull << s->nmethods;
     return (int)s->nmethods++;
 }
 

@@ -30,6 +30,7 @@ enum {
     H2_PREFIX_NBYTES = 5,
     H2_RUN_FRAMES = 64,
     H2_METHODS = 64,
+    H2_CROWD = 6,                     /* calls in hand from which on threads huddle */
 };
 
 /* gRPC's status codes, as far as they are given here. */
@@ -129,6 +130,7 @@ struct bt_h2 {
     int epoll, wake, timer;
     char *methods[H2_METHODS];
     size_t nmethods;
+    uint64_t light_methods; /* a bit each */
     bt_answers *answers; /* NULL: none are known */
     int info, read;      /* the methods that are answered from them */
     size_t piece_nbytes;
@@ -141,6 +143,7 @@ struct bt_h2 {
     uint8_t *buffers[16];
     size_t nbuffers;
     unsigned waiting, coming; /* threads: in bt_h2_next, on their way to it */
+    atomic_uint handling;     /* calls in the hands of threads */
     int draining, stopped;
     int64_t due_ns;
     atomic_size_t buffered_nbytes, reserved_nbytes;
@@ -210,7 +213,7 @@ void h2_known_closed(struct bt_h2_call *k);
 
 /* ---- h2life.c ---------------------------------------------------------------------------------------------------- */
 
-/* These six without the lock. */
+/* These seven without the lock. */
 int64_t h2_now_ns(void);
 uint8_t *h2_buffer(bt_h2 *s);
 void h2_give_back(bt_h2 *s, uint8_t *buffer);
@@ -218,6 +221,8 @@ void h2_give_back(bt_h2 *s, uint8_t *buffer);
 void h2_wake(bt_h2 *s);
 /* At `due_ns` somebody has to look. */
 void h2_alarm(bt_h2 *s, int64_t due_ns);
+/* Whether several handlers run at once. */
+int h2_is_crowd(bt_h2 *s);
 /* Whether somebody waits for room, and some has become free. */
 int h2_can_feed(bt_h2 *s);
 

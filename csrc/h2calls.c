@@ -190,6 +190,7 @@ void bt_h2_end(bt_h2_call *k, int status, const char *text)
     k->watched = 0;
     /* Before anybody hears that no call is left: who asks for one more then needs no other thread. */
     bt_h2_expect(s, 1);
+    atomic_fetch_sub(&s->handling, 1);
     h2_unref(k);
     if (c->leaving == LEAVES) {
         h2_pump(c, 0);

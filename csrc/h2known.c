@@ -151,6 +151,8 @@ int h2_answer_known(struct bt_h2_call *k)
         return 0;
     }
     h2_answer(k);
+    if (is_read || !h2_is_crowd(s))
+        bt_spread();
     return 1;
 }
 

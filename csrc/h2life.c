@@ -171,6 +171,8 @@ void h2_hunger(struct bt_h2_call *k)
     h2_alarm(s, h2_now_ns() + SECOND_NS);
 }
 
+int h2_is_crowd(bt_h2 *s) { return atomic_load(&s->handling) >= H2_CROWD; }
+
 int h2_can_feed(bt_h2 *s)
 {
     int is_anybody;

@@ -168,7 +168,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     server = bt_h2_new(&limits);
     HOLD(server != NULL);
     for (int i = 0; i < METHODS; i++)
-        HOLD(bt_h2_method(server, paths[i]) == i);
+        HOLD(bt_h2_method(server, paths[i], i == 0) == i);
     bt_h2_answer(server, known(), INFO, READ, 100000);
     int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     /* A name of its own that is no file's (unix(7)). */

@@ -35,6 +35,7 @@ from blobtee.core.gzip import (
 from blobtee.core.h2 import H2Call, H2Server, H2Stats
 from blobtee.core.hashing import Sha256, crc32c, crc32c_each, sha256_many, update_many
 from blobtee.core.native import CpuFeatures, cpu_features, library_versions
+from blobtee.core.processors import huddle, spread
 from blobtee.core.tar import TarHeaders, TarScanner
 
 __all__ = [
@@ -62,9 +63,11 @@ __all__ = [
     "gzip_member",
     "gzip_member_bound",
     "gzip_member_into",
+    "huddle",
     "library_versions",
     "settle_files",
     "sha256_many",
     "sized_member_nbytes",
+    "spread",
     "update_many",
 ]

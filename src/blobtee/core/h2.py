@@ -66,9 +66,10 @@ class H2Server:
         self._answers: Answers | None = None
         self._callbacks: dict[int, Callable[[], object]] = {}
 
-    def method(self, path: str) -> int:
-        """The number that calls of `path` ("/package.Service/Method") have. Before `listen`."""
-        number: int = lib.bt_h2_method(self._server, path.encode())
+    def method(self, path: str, *, is_light: bool = False) -> int:
+        """The number that calls of `path` ("/package.Service/Method") have. Before `listen`. Handlers that are light do
+        little outside of the interpreter: many at once run on one processor (`bt_huddle` in blobtee.h)."""
+        number: int = lib.bt_h2_method(self._server, path.encode(), is_light)
         if number < 0:
             fail(number, "H2Server.method")
         return number

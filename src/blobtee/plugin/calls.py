@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -22,10 +22,12 @@ Handler: TypeAlias = Callable[[H2Call], None]
 
 
 class Service:
-    """The handlers of one service by their paths, `/package.Service/Method`."""
+    """The handlers of one service by their paths, `/package.Service/Method`, and the paths of those that are light: see
+    `H2Server.method`."""
 
-    def __init__(self, name: str, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, name: str, handlers: Mapping[str, Handler], light: Collection[str] = ()) -> None:
         self.handlers = {f"/{name}/{method}": handler for method, handler in handlers.items()}
+        self.light = {f"/{name}/{method}" for method in light}
 
 
 @dataclass(frozen=True, slots=True)

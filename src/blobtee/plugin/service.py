@@ -68,6 +68,8 @@ class ContentService(calls.Service):
                 "Write": calls.duplex("Write", observer, messages.WriteContentRequest, self._write),
                 "Abort": one("Abort", messages.AbortRequest, self._abort),
             },
+            # What reads or lists works for long by itself, and may start threads.
+            light=("Info", "Update", "Delete", "Status", "Write", "Abort"),
         )
 
     def _handler(self, form: Any, method: str, request: Any, work: Any) -> calls.Handler:

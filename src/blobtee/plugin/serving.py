@@ -54,7 +54,7 @@ class Serving:
         for service in services:
             for path, handler in service.handlers.items():
                 if path not in self._methods:
-                    self._methods[path] = self._server.method(path)
+                    self._methods[path] = self._server.method(path, is_light=path in service.light)
                 handlers[self._methods[path]] = handler
         self._handlers.append([handlers.get(number) for number in range(len(self._methods))])
         self._listeners.append((listener, max_calls))

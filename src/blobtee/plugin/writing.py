@@ -10,7 +10,7 @@ from typing import Any
 from blobtee import tasks
 from blobtee.content.api import Store, Writer
 from blobtee.content.proxy.messages import timestamp
-from blobtee.core import H2Call
+from blobtee.core import H2Call, spread
 from blobtee.errors import (
     AlreadyExists,
     Cancelled,
@@ -27,6 +27,8 @@ from blobtee.wire.content import COMMIT, STAT, WRITE, messages
 
 _TRIES = 30
 _PAUSE = 0.005
+_LIGHT_NBYTES = 64 << 10
+"""Bytes of a blob whose hashing and writing are less than what Python does for it."""
 _OPENING_SECONDS = 10.0
 """How long an abort waits for an opening that was told to end."""
 
@@ -63,6 +65,8 @@ class Writing:
             return
         if not first.ref:
             raise InvalidArgument("the first message of a write has to name the ref")
+        if not 0 < first.total <= _LIGHT_NBYTES:
+            spread()
         opening = _Opening(first.ref, call)
         self._openings.add(opening)
         try:

@@ -11,12 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from blobtee import tasks
 from blobtee.content import LocalStore
 from blobtee.content.writer import LocalWriter
+from blobtee.core import H2Call, huddle
+from blobtee.plugin.observer import SILENT
+from blobtee.plugin.writing import Writing
 from blobtee.wire.content import messages
 from tests.unit.plugin.contentclient import TIMEOUT, Client, code, digest_of, request
 
@@ -48,6 +52,33 @@ def stream(client: Client, **first: Any) -> Iterator[Stream]:
     finally:
         opened.half_close()
         list(opened.call)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor is all there is")
+@pytest.mark.parametrize(("total", "is_light"), [(len(DATA), True), (1 << 20, False), (0, False)])
+def test_only_the_writer_of_a_small_blob_shares_its_processor(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, total: int, is_light: bool
+) -> None:
+    places: list[set[int]] = []
+    open_writer = store.writer
+
+    def writer(ref: str, **how: Any) -> Any:
+        places.append(os.sched_getaffinity(0))
+        return open_writer(ref, **how)
+
+    def run() -> None:
+        places.append(os.sched_getaffinity(0))
+        while os.sched_getaffinity(0) == places[0]:
+            huddle()
+        first = request("WRITE", ref="a", data=DATA, total=total)
+        list(Writing(store, SILENT).write(iter([first]), Mock(spec=H2Call)))
+
+    monkeypatch.setattr(store, "writer", writer)
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(60)
+    before, during = places
+    assert (len(during) == 1) if is_light else (during == before)
 
 
 def status(client: Client, ref: str) -> Any:

@@ -68,6 +68,7 @@ class Test(calls.Service):
         self.ended = threading.Semaphore(0)
         self.taken = 0
         self.metadata: list[tuple[str, str | bytes]] = []
+        self.places: list[set[int]] = []
         super().__init__(
             "test.Test",
             {
@@ -78,6 +79,7 @@ class Test(calls.Service):
                 "Sink": calls.duplex("Sink", SILENT, Bytes, self._sink),
                 "Flow": calls.stream("Flow", SILENT, Bytes, self._flow),
             },
+            light=("Hang",),
         )
 
     def _echo(self, asked: Bytes, call: H2Call) -> bytes:
@@ -90,6 +92,7 @@ class Test(calls.Service):
     def _hang(self, _: Bytes, call: H2Call) -> bytes:
         try:
             with calls.ending_with(call):
+                self.places.append(os.sched_getaffinity(0))
                 self.hanging.release()
                 while not self.go_on.is_set():
                     tasks.sleep(0.01)
@@ -107,6 +110,7 @@ class Test(calls.Service):
 
     def _sink(self, requests: Iterator[Bytes], _: H2Call) -> Generator[bytes, None, None]:
         """Takes messages when it may, and says at the end how many bytes came."""
+        self.places.append(os.sched_getaffinity(0))
         for asked in requests:
             self.hanging.release()
             self.go_on.wait(20)
@@ -320,6 +324,32 @@ def _read(digest: str) -> Any:
 
 
 # ---- threads and limits ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor is all there is")
+def test_handlers_that_are_light_run_on_one_processor_when_there_are_several(path: Path) -> None:
+    everywhere = os.sched_getaffinity(0)
+
+    def places(what: str, count: int) -> list[set[int]]:
+        """Of the threads of so many calls at once."""
+        test.places.clear()
+        test.go_on.clear()
+        answers = [asker.talk(what, iter([b""])) for _ in range(count)]
+        for _ in answers:
+            assert test.hanging.acquire(timeout=10)
+        test.go_on.set()
+        for answer in answers:
+            list(answer)
+        eventually(lambda: served.stats().calls == 0)
+        return list(test.places)
+
+    with asking(path) as (asker, test, served):
+        places(SINK, 20)  # from here on threads wait
+        alone = [place for place in places(HANG, 20) if place != everywhere]
+        assert alone
+        assert {len(place) for place in alone} == {1}
+        assert places(SINK, 20) == [everywhere] * 20
+        assert places(HANG, 3) == [everywhere] * 3
 
 
 def test_a_call_never_waits_for_another(path: Path) -> None:
