@@ -112,7 +112,7 @@ class Ingest:
         try:
             fd = begin_folder(self._prefix[:-1], spare.folder if spare is not None else None, changes, "data")
         except OSError:
-            return None
+            fd = None
         if fd is None:
             if spare is not None and self._spares is not None:
                 self._spares.put_back(spare)

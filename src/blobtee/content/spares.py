@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import stat
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -75,8 +76,11 @@ class Spares:
             return None
 
     def put_back(self, spare: Spare) -> None:
-        """It was not needed."""
-        self._spares.append(spare)
+        """It was not needed, or could not be had: whoever finds no other gets it. It does not come back when it has
+        become an ingest, or somebody has put something in its place."""
+        with suppress(OSError):
+            if stat.S_ISDIR(os.lstat(spare.folder).st_mode):
+                self._spares.insert(0, spare)
 
     def end(self, remove: Callable[[Path], object]) -> None:
         """Remove all by `remove`. Nobody keeps another after this."""

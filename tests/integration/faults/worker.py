@@ -211,9 +211,9 @@ def rpcs(trial: Trial, root: Path) -> None:
         )
         assert not store._writers
         client.channel.close()
+    assert os.listdir(root / "ingest") == []
     with LocalStore(root) as store:
         assert store.problems == ()
-        assert os.listdir(root / "ingest") == []
 
 
 def lives(trial: Trial, root: Path) -> None:

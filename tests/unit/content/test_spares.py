@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -9,13 +10,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from blobtee.content import LocalStore, locks
+from blobtee.content import LocalStore, ingests, locks
 from blobtee.content.api import Writer
 from blobtee.content.locks import Locks
 from blobtee.content.spares import AT_REST
+from blobtee.core import begin_folder
 from blobtee.errors import AlreadyExists
 from blobtee.oci import Digest
 
@@ -103,6 +106,65 @@ def test_who_comes_again_while_the_folder_is_spare(store: LocalStore, other: Wri
         assert files(store, name)["data"] == b"second"
         assert writer.commit().digest == Digest.of(b"second")
     assert store.status("third").offset == 5
+
+
+def test_a_folder_that_could_not_be_had_is_for_another(
+    store: LocalStore, other: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store.writer("first") as first, store.writer("second") as second:
+        first.write(b"1")
+        second.write(b"2")
+        before = folders(store)
+        first.commit()
+        second.commit()
+    spare, refused = folders(store) - before, []
+
+    def refuse(_: str, spare: str, *__: object) -> int | None:
+        """As the core, when the rename fails, or something before it."""
+        refused.append(os.path.basename(spare))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ingests, "begin_folder", refuse)
+        writers = [store.writer("refused")]
+    assert spare <= folders(store)
+    writers.append(store.writer("next"))
+    assert spare & folders(store) == {*refused}, "what may be refused again comes last"
+    writers.append(store.writer("last"))
+    assert not spare & folders(store)
+    for writer in writers:
+        writer.write(writer.status.ref.encode())
+        writer.commit()
+    assert len(folders(store)) == 4, "theirs, and the other's"
+    store.close()
+    assert folders(store) == {folder_of("other")}
+
+
+def test_what_has_become_an_ingest_is_not_given_to_another(
+    store: LocalStore, other: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file in it could not be written, when it had its new name already."""
+    spare = end_one(store, "first")
+
+    def half(folder: str, spare: str, *_: object) -> int | None:
+        os.rename(spare, folder)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ingests, "begin_folder", half)
+        with store.writer("half done") as writer:
+            writer.write(b"half")
+    given: list[str | None] = []
+
+    def begin(folder: str, spare: str | None, *more: Any) -> int | None:
+        given.append(spare)
+        return begin_folder(folder, spare, *more)
+
+    monkeypatch.setattr(ingests, "begin_folder", begin)
+    with store.writer("next") as writer:
+        writer.write(b"next")
+    assert given == [None], f"{spare} is the ingest's"
+    assert store.status("half done").offset == 4
 
 
 def test_an_unfinished_ingest_is_never_another_s(store: LocalStore, other: Writer) -> None:
@@ -227,6 +289,8 @@ def test_nothing_is_written_where_somebody_points(store: LocalStore, other: Writ
     assert os.listdir(outside) == ["ref"]
     with store.writer("second") as writer:
         assert writer.commit().digest == Digest.of(b"second")
+    store.close()
+    assert folder.is_symlink() == (what == "a link in its place"), "a link is not ours to give or to remove"
 
 
 def test_there_is_an_end_of_what_is_kept(store: LocalStore, other: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
