@@ -196,9 +196,10 @@ void bt_h2_told(bt_h2_call *k);
 void bt_huddle(void);
 void bt_spread(void);
 
-const char *bt_isal_version(void);
-const char *bt_libdeflate_version(void);
-const char *bt_nghttp2_version(void);
 typedef struct { const char *name; const uint8_t *data; size_t nbytes, before_nbytes; } bt_small_file;
 int bt_begin_folder(const char *folder, const char *spare, const bt_small_file *files, size_t nfiles, const char *data);
 void bt_settle_files(const char *paths, size_t npaths, int rights, int64_t stale_ns);
+
+const char *bt_isal_version(void);
+const char *bt_libdeflate_version(void);
+const char *bt_nghttp2_version(void);
