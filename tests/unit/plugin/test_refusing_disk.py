@@ -79,9 +79,9 @@ class Bench:
         return {info.digest for answer in answers for info in answer.info}
 
     def is_spare(self, name: str) -> bool:
-        """Whether it is a folder that the store has kept for other ingests, or wanted to give to one."""
+        """Whether it is a folder that the store has for other ingests."""
         kept = self.store._ingests._spares
-        return kept is not None and name.startswith(kept._own)
+        return kept is not None and name in (os.path.basename(spare.folder) for spare in kept._spares)
 
     def refs(self) -> list[str]:
         answer = self.client.one("ListStatuses", messages.ListStatusesRequest())
