@@ -1,4 +1,4 @@
-"""A store and a client of the content service over it."""
+"""A store, a socket and a client of the content service there."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ from tests.unit.plugin.contentclient import Client, serving
 def store(tmp_path: Path) -> Iterator[LocalStore]:
     with LocalStore(tmp_path / "root") as store:
         yield store
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Of a socket."""
+    return tmp_path / "socket"
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 
 from blobtee.content import LocalStore
 from blobtee.wire.content import MAX_DATA, SERVICE, messages
+from tests.unit.plugin.asking import ECHO, HANG, SINK, TALK, Asker, Test, asking, eventually
 from tests.unit.plugin.contentclient import Client, serving, serving_at
 from tests.unit.plugin.http2 import (
     ACK,
@@ -39,16 +40,9 @@ from tests.unit.plugin.http2 import (
     raw,
     request,
 )
-from tests.unit.plugin.test_serving import Asker, Test, asking, eventually
 
-ECHO, HANG, SINK, TALK = (f"/test.Test/{name}" for name in ("Echo", "Hang", "Sink", "Talk"))
 CANCEL = struct.pack(">I", 8)
 INFO = f"/{SERVICE}/Info"
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "socket"
 
 
 def memory() -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,16 +16,10 @@ from blobtee.content.labels import MAX_LABELS
 from blobtee.plugin.service import LIST_NBYTES
 from blobtee.wire.content import MAX_DATA, messages
 from blobtee.wire.table import common
+from tests.unit.plugin.asking import eventually
 from tests.unit.plugin.contentclient import Client, code, digest_of, serving
 
 ABSENT = "sha256:" + "0" * 64
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def update(digest: str, labels: dict[str, str], *paths: str) -> messages.UpdateRequest:

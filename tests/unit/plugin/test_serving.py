@@ -1,27 +1,20 @@
-"""gRPC's own rules and the server's limits, with services that are as simple as they get."""
+"""gRPC's own rules and the server's limits."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from blobtee import tasks
 from blobtee.content import LocalStore
-from blobtee.core import H2Call, H2Server, H2Stats
-from blobtee.errors import Cancelled, InvalidArgument
-from blobtee.plugin import calls, serving
-from blobtee.plugin.observer import SILENT
-from blobtee.plugin.serving import Serving
+from blobtee.core import H2Server, H2Stats
 from blobtee.wire.content import MAX_MESSAGE
+from tests.unit.plugin.asking import ECHO, FAIL, FLOW, HANG, SINK, TALK, Asker, Test, asking, eventually
 from tests.unit.plugin.contentclient import serving_at
 from tests.unit.plugin.http2 import (
     ACK,
@@ -40,138 +33,7 @@ from tests.unit.plugin.http2 import (
     request,
 )
 
-ECHO, HANG, TALK, SINK, FAIL, FLOW = (f"/test.Test/{name}" for name in ("Echo", "Hang", "Talk", "Sink", "Fail", "Flow"))
 RESOURCE_EXHAUSTED, UNIMPLEMENTED, DEADLINE = b"8", b"12", b"4"
-
-
-class Bytes:
-    """A message that is any bytes."""
-
-    DESCRIPTOR = type("Descriptor", (), {"name": "Bytes"})
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    @staticmethod
-    def FromString(data: bytes) -> Bytes:
-        if data == b"no message":
-            raise ValueError("unwanted")
-        return Bytes(data)
-
-
-class Test(calls.Service):
-    __test__ = False
-
-    def __init__(self) -> None:
-        self.go_on = threading.Event()
-        self.hanging = threading.Semaphore(0)
-        self.ended = threading.Semaphore(0)
-        self.taken = 0
-        self.metadata: list[tuple[str, str | bytes]] = []
-        self.places: list[set[int]] = []
-        super().__init__(
-            "test.Test",
-            {
-                "Echo": calls.unary("Echo", SILENT, Bytes, self._echo),
-                "Hang": calls.unary("Hang", SILENT, Bytes, self._hang),
-                "Fail": calls.unary("Fail", SILENT, Bytes, self._fail),
-                "Talk": calls.duplex("Talk", SILENT, Bytes, self._talk),
-                "Sink": calls.duplex("Sink", SILENT, Bytes, self._sink),
-                "Flow": calls.stream("Flow", SILENT, Bytes, self._flow),
-            },
-            light=("Hang",),
-        )
-
-    def _echo(self, asked: Bytes, call: H2Call) -> bytes:
-        self.metadata = call.metadata()
-        return asked.data
-
-    def _fail(self, asked: Bytes, _: H2Call) -> bytes:
-        raise InvalidArgument(asked.data.decode())
-
-    def _hang(self, _: Bytes, call: H2Call) -> bytes:
-        try:
-            with calls.ending_with(call):
-                self.places.append(os.sched_getaffinity(0))
-                self.hanging.release()
-                while not self.go_on.is_set():
-                    tasks.sleep(0.01)
-        except Cancelled:
-            self.ended.release()
-            raise
-        return b"late"
-
-    def _talk(self, requests: Iterator[Bytes], _: H2Call) -> Generator[bytes, None, None]:
-        try:
-            for asked in requests:
-                yield asked.data
-        finally:
-            self.ended.release()
-
-    def _sink(self, requests: Iterator[Bytes], _: H2Call) -> Generator[bytes, None, None]:
-        """Takes messages when it may, and says at the end how many bytes came."""
-        self.places.append(os.sched_getaffinity(0))
-        for asked in requests:
-            self.hanging.release()
-            self.go_on.wait(20)
-            self.taken += len(asked.data)
-        yield str(self.taken).encode()
-
-    def _flow(self, asked: Bytes, _: H2Call) -> Generator[bytes, None, None]:
-        try:
-            for _number in range(int(asked.data)):
-                yield b"x" * (1 << 20)
-        finally:
-            self.ended.release()
-
-
-class Asker:
-    def __init__(self, path: Path, **options: Any) -> None:
-        self.channel: Any = grpc.insecure_channel(
-            f"unix:{path}",
-            options=[("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1), *options.items()],
-        )
-
-    def ask(self, path: str, data: bytes = b"", **how: Any) -> bytes:
-        return bytes(self.channel.unary_unary(path)(data, timeout=120, **how))
-
-    def talk(self, path: str, requests: Iterator[bytes]) -> Any:
-        return self.channel.stream_stream(path)(requests, timeout=120)
-
-    def status(self, path: str, data: bytes = b"", **how: Any) -> tuple[str, str]:
-        try:
-            self.ask(path, data, **how)
-        except grpc.RpcError as error:
-            return error.code().name, str(error.details())
-        return "OK", ""
-
-
-@contextmanager
-def asking(path: Path, **limits: Any) -> Iterator[tuple[Asker, Test, Serving]]:
-    test = Test()
-    with serving_at(path, test, **limits) as served:
-        asker = Asker(path)
-        try:
-            yield asker, test, served
-        finally:
-            test.go_on.set()
-            asker.channel.close()
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "socket"
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def threads() -> int:
-    return sum(thread.name == "blobtee-rpc" for thread in threading.enumerate())
 
 
 # ---- gRPC ---------------------------------------------------------------------------------------------------------
@@ -262,6 +124,17 @@ def test_a_stream_that_was_answered_early_is_closed_for_its_client(path: Path) -
         assert connection.until(RST_STREAM, 1) == bytes(4)
 
 
+@pytest.mark.parametrize("letter", ["x", "é", "\U0001f600", "%", "\n", "a\u20ac"])
+def test_a_long_text_costs_no_status(path: Path, letter: str) -> None:
+    with asking(path) as (asker, _, _):
+        for before in range(4):  # where it is cut
+            text = "y" * before + letter * 5000
+            code, detail = asker.status(FAIL, text.encode())
+            assert code == "INVALID_ARGUMENT"
+            assert text.startswith(detail)
+            assert len(detail.encode()) > 1000
+
+
 # ---- ends -----------------------------------------------------------------------------------------------------------
 
 
@@ -323,172 +196,7 @@ def _read(digest: str) -> Any:
     return messages.ReadContentRequest(digest=digest)
 
 
-# ---- threads and limits ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor is all there is")
-def test_handlers_that_are_light_run_on_one_processor_when_there_are_several(path: Path) -> None:
-    everywhere = os.sched_getaffinity(0)
-
-    def places(what: str, count: int) -> list[set[int]]:
-        """Of the threads of so many calls at once."""
-        test.places.clear()
-        test.go_on.clear()
-        answers = [asker.talk(what, iter([b""])) for _ in range(count)]
-        for _ in answers:
-            assert test.hanging.acquire(timeout=10)
-        test.go_on.set()
-        for answer in answers:
-            list(answer)
-        eventually(lambda: served.stats().calls == 0)
-        return list(test.places)
-
-    with asking(path) as (asker, test, served):
-        places(SINK, 20)  # from here on threads wait
-        alone = [place for place in places(HANG, 20) if place != everywhere]
-        assert alone
-        assert {len(place) for place in alone} == {1}
-        assert places(SINK, 20) == [everywhere] * 20
-        assert places(HANG, 3) == [everywhere] * 3
-
-
-def test_a_call_never_waits_for_another(path: Path) -> None:
-    with asking(path) as (asker, test, _):
-        hanging = [asker.channel.unary_unary(HANG).future(b"", timeout=20) for _ in range(50)]
-        for _ in hanging:
-            assert test.hanging.acquire(timeout=10)
-        assert asker.ask(ECHO, b"first") == b"first"
-        test.go_on.set()
-        assert [bytes(each.result()) for each in hanging] == [b"late"] * 50
-
-
-@pytest.mark.parametrize("letter", ["x", "é", "\U0001f600", "%", "\n", "a\u20ac"])
-def test_a_long_text_costs_no_status(path: Path, letter: str) -> None:
-    with asking(path) as (asker, _, _):
-        for before in range(4):  # where it is cut
-            text = "y" * before + letter * 5000
-            code, detail = asker.status(FAIL, text.encode())
-            assert code == "INVALID_ARGUMENT"
-            assert text.startswith(detail)
-            assert len(detail.encode()) > 1000
-
-
-def test_who_asks_for_figures_at_the_end_gets_them_before_all_is_gone(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stats, close = H2Server.stats, H2Server.close
-    asking_now, closed = threading.Event(), threading.Event()
-    closed_meanwhile: list[bool] = []
-
-    def slow_stats(server: H2Server) -> H2Stats:
-        asking_now.set()
-        closed_meanwhile.append(closed.wait(1))
-        return stats(server)
-
-    def noted_close(server: H2Server) -> None:
-        closed.set()
-        close(server)
-
-    monkeypatch.setattr(H2Server, "stats", slow_stats)
-    monkeypatch.setattr(H2Server, "close", noted_close)
-    with serving_at(path, Test()) as served:
-        scrape = threading.Thread(target=served.stats)
-        scrape.start()
-        assert asking_now.wait(10)
-    scrape.join()
-    assert closed_meanwhile == [False]
-    assert served.stats().connections == 0
-
-
-def one_after_another(asker: Asker, served: Serving) -> None:
-    for i in range(100):
-        assert asker.ask(ECHO, b"%d" % i) == b"%d" % i
-        assert served._server.wait_idle(10)  # the answer is known before its handler is through
-
-
-def test_who_asks_one_thing_after_another_needs_two_threads(path: Path) -> None:
-    with asking(path) as (asker, _, served):
-        one_after_another(asker, served)
-        assert threads() == 2
-
-
-def test_threads_that_are_just_starting_are_not_started_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, started, go_on = Serving._run, itertools.count(), threading.Event()
-
-    def run_late(serving: Serving) -> None:
-        if next(started):
-            go_on.wait(10)
-        run(serving)
-
-    monkeypatch.setattr(Serving, "_run", run_late)
-    with asking(path) as (asker, _, served):
-        one_after_another(asker, served)
-        assert threads() == 2
-        go_on.set()
-
-
-def test_threads_that_are_just_coming_back_are_enough(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    close = H2Call.close
-
-    def close_and_linger(call: H2Call) -> None:
-        close(call)
-        time.sleep(0.01)
-
-    monkeypatch.setattr(H2Call, "close", close_and_linger)
-    with asking(path) as (asker, _, served):
-        one_after_another(asker, served)
-        assert threads() == 2
-
-
-def test_threads_that_nobody_needs_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "_IDLE_SECONDS", 0.1)
-    with asking(path) as (asker, test, _):
-        hanging = [asker.channel.unary_unary(HANG).future(b"", timeout=20) for _ in range(40)]
-        for _ in hanging:
-            assert test.hanging.acquire(timeout=10)
-        assert threads() > 40
-        test.go_on.set()
-        for each in hanging:
-            each.result()
-        eventually(lambda: threads() <= serving._KEPT_THREADS)
-        assert asker.ask(ECHO, b"here") == b"here"
-
-
-def test_a_thread_that_cannot_be_started_is_said_and_forgotten(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: Serving) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with asking(path) as (asker, test, _):
-        with monkeypatch.context() as patch:
-            patch.setattr(Serving, "_start_thread", refuse)
-            # Two threads wait: one may run a call, and the other has to stay.
-            first = asker.channel.unary_unary(HANG).future(b"", timeout=20)
-            assert test.hanging.acquire(timeout=10)
-            for _ in range(3):
-                assert asker.status(HANG)[0] == "RESOURCE_EXHAUSTED"
-            test.go_on.set()
-            assert bytes(first.result()) == b"late"
-        assert asker.status(HANG) == ("OK", "")
-
-
-def test_a_server_that_stops_waits_for_a_thread_that_is_just_being_started(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start, starting = threading.Thread.start, threading.Event()
-
-    def start_late(thread: threading.Thread) -> None:
-        if thread.name == "blobtee-rpc":
-            starting.set()
-            time.sleep(0.3)
-        start(thread)
-
-    with asking(path) as (asker, _, served):
-        monkeypatch.setattr(threading.Thread, "start", start_late)
-        calls = [asker.channel.unary_unary(HANG).future(b"", timeout=20) for _ in range(3)]
-        assert starting.wait(10)
-        served.stop(0)
-        for call in calls:
-            assert call.exception(10) is not None
+# ---- limits ---------------------------------------------------------------------------------------------------------
 
 
 def test_calls_above_the_limit_are_refused_until_some_end(path: Path) -> None:
@@ -666,3 +374,30 @@ def test_a_client_is_told_to_go_elsewhere(path: Path) -> None:
         test.go_on.set()
         assert connection.until(DATA, 1) == message(b"late")
         assert connection.is_closed()
+
+
+def test_who_asks_for_figures_at_the_end_gets_them_before_all_is_gone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stats, close = H2Server.stats, H2Server.close
+    asking_now, closed = threading.Event(), threading.Event()
+    closed_meanwhile: list[bool] = []
+
+    def slow_stats(server: H2Server) -> H2Stats:
+        asking_now.set()
+        closed_meanwhile.append(closed.wait(1))
+        return stats(server)
+
+    def noted_close(server: H2Server) -> None:
+        closed.set()
+        close(server)
+
+    monkeypatch.setattr(H2Server, "stats", slow_stats)
+    monkeypatch.setattr(H2Server, "close", noted_close)
+    with serving_at(path, Test()) as served:
+        scrape = threading.Thread(target=served.stats)
+        scrape.start()
+        assert asking_now.wait(10)
+    scrape.join()
+    assert closed_meanwhile == [False]
+    assert served.stats().connections == 0
