@@ -11,6 +11,9 @@ import pytest
 from blobtee.cli import main
 from blobtee.testing import MemoryRegistry
 
+FAR = "/" + "x" * 300
+"""A path that cannot even be looked at, whoever looks: as one in a folder of somebody else's."""
+
 
 @dataclass(frozen=True)
 class Result:
