@@ -9,6 +9,7 @@
 
 #include <sched.h>
 #include <stdatomic.h>
+#include <string.h>
 #include <time.h>
 
 #define NOWHERE (-1)
@@ -19,7 +20,8 @@ static atomic_int chosen = NOWHERE;
 static _Atomic int64_t choice_due_ms;
 
 static __thread int place = NOWHERE, chooses;
-static __thread cpu_set_t before;
+/* Where it might run when it began to huddle, and what to ask the kernel for to be there again. */
+static __thread cpu_set_t seen, home;
 
 static int64_t now_ms(void)
 {
@@ -28,18 +30,34 @@ static int64_t now_ms(void)
     return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
 }
 
+/* The kernel keeps what a thread asks for, and lets it run where its control group allows that too (since Linux 6.2). Who
+ * may run wherever the group allows has to ask for that, not for what it is now: the group may be given more. */
+static void look(const cpu_set_t *now)
+{
+    cpu_set_t all, then;
+
+    seen = home = *now;
+    memset(&all, 0xff, sizeof(all));
+    if (sched_setaffinity(0, sizeof(all), &all) == 0 && sched_getaffinity(0, sizeof(then), &then) == 0 &&
+        CPU_EQUAL(&then, now))
+        home = all;
+}
+
 static void move_to(int processor)
 {
-    cpu_set_t alone;
+    cpu_set_t now, alone;
 
-    if (place == NOWHERE && sched_getaffinity(0, sizeof(before), &before) != 0)
+    bt_spread();
+    if (sched_getaffinity(0, sizeof(now), &now) != 0 || CPU_COUNT(&now) == 1 || !CPU_ISSET(processor, &now))
         return;
-    if (CPU_COUNT(&before) == 1 || !CPU_ISSET(processor, &before))
-        return;
+    if (!CPU_EQUAL(&now, &seen))
+        look(&now);
     CPU_ZERO(&alone);
     CPU_SET(processor, &alone);
     if (sched_setaffinity(0, sizeof(alone), &alone) == 0)
         place = processor;
+    else
+        sched_setaffinity(0, sizeof(home), &home);
 }
 
 void bt_huddle(void)
@@ -67,12 +85,16 @@ void bt_huddle(void)
 
 void bt_spread(void)
 {
-    cpu_set_t now;
+    cpu_set_t now, then;
+    int is_known;
 
     if (place == NOWHERE)
         return;
-    /* Somebody may have put the thread elsewhere meanwhile, and meant it. */
-    if (sched_getaffinity(0, sizeof(now), &now) == 0 && CPU_COUNT(&now) == 1 && CPU_ISSET(place, &now))
-        sched_setaffinity(0, sizeof(before), &before);
+    is_known = sched_getaffinity(0, sizeof(now), &now) == 0;
+    sched_setaffinity(0, sizeof(home), &home);
+    /* When it was elsewhere: its control group allows no more now, or somebody has put it there and meant it. */
+    if (is_known && !(CPU_COUNT(&now) == 1 && CPU_ISSET(place, &now)) &&
+        sched_getaffinity(0, sizeof(then), &then) == 0 && !CPU_EQUAL(&then, &now))
+        sched_setaffinity(0, sizeof(now), &now);
     place = NOWHERE;
 }

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -98,3 +102,93 @@ def test_where_somebody_else_put_the_thread_it_stays() -> None:
         assert where() == elsewhere
 
     in_thread(run)
+
+
+# ---- control groups -------------------------------------------------------------------------------------------------
+
+CHILD = """
+import os, sys
+from blobtee.core import huddle, spread
+for line in sys.stdin:
+    if line == "huddle\\n":
+        for _ in range(3):
+            huddle()
+    elif line == "spread\\n":
+        spread()
+    print(*os.sched_getaffinity(0), flush=True)
+"""
+
+
+class Grouped:
+    """A process in a control group of its own."""
+
+    def __init__(self, group: Path, process: subprocess.Popen[str]) -> None:
+        self._group = group
+        self._process = process
+
+    def allow(self, processors: Iterable[int]) -> None:
+        (self._group / "cpuset.cpus").write_text(",".join(map(str, processors)))
+
+    def join(self) -> None:
+        (self._group / "cgroup.procs").write_text(str(self._process.pid))
+
+    def do(self, what: str) -> set[int]:
+        """Where it may run afterwards."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(f"{what}\n")
+        self._process.stdin.flush()
+        return {int(number) for number in self._process.stdout.readline().split()}
+
+
+@contextmanager
+def a_group() -> Iterator[Path]:
+    for root in (Path("/sys/fs/cgroup/cpuset"), Path("/sys/fs/cgroup")):
+        group = root / f"blobtee-test-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            if (group / "cpuset.cpus").exists():
+                if (root / "cpuset.mems").exists():  # version 1 gives a new group no memory
+                    (group / "cpuset.mems").write_text((root / "cpuset.mems").read_text())
+                yield group
+                return
+        finally:
+            group.rmdir()
+    pytest.skip("control groups cannot be made here")
+
+
+@pytest.fixture
+def grouped() -> Iterator[Grouped]:
+    with (
+        a_group() as group,
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process,
+    ):
+        found = Grouped(group, process)
+        found.allow(EVERYWHERE)
+        found.join()
+        yield found
+
+
+@several
+def test_who_huddled_where_it_may_run_no_more_may_run_everywhere_when_that_is_allowed_again(grouped: Grouped) -> None:
+    there = grouped.do("huddle")
+    assert len(there) == 1
+    grouped.allow(EVERYWHERE - there)
+    assert grouped.do("spread") == EVERYWHERE - there
+    grouped.allow(EVERYWHERE)
+    assert grouped.do("look") == EVERYWHERE
+
+
+@pytest.mark.skipif(len(EVERYWHERE) < 3, reason="two processors are all there is")
+def test_who_huddled_once_may_run_where_it_is_allowed_later(grouped: Grouped) -> None:
+    first = set(sorted(EVERYWHERE)[:2])
+    grouped.allow(first)
+    assert len(grouped.do("huddle")) == 1
+    assert grouped.do("spread") == first
+    grouped.allow(EVERYWHERE)
+    assert grouped.do("look") == EVERYWHERE
