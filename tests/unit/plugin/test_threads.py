@@ -7,13 +7,15 @@ import os
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from blobtee.core import H2Call
 from blobtee.plugin import serving
 from blobtee.plugin.serving import Serving
-from tests.unit.plugin.asking import ECHO, HANG, SINK, Asker, asking, eventually
+from tests.unit.plugin.asking import ECHO, FAIL, HANG, SINK, TALK, Asker, Test, asking, eventually
+from tests.unit.plugin.http2 import DATA, END_STREAM, RST_STREAM, frame, message, raw, request
 
 
 def threads() -> int:
@@ -121,27 +123,70 @@ def test_a_server_that_stops_waits_for_a_thread_that_is_just_being_started(
             assert call.exception(10) is not None
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor is all there is")
+# ---- processors -----------------------------------------------------------------------------------------------------
+
+EVERYWHERE = os.sched_getaffinity(0)
+
+several = pytest.mark.skipif(len(EVERYWHERE) < 2, reason="one processor is all there is")
+
+
+def places(asker: Asker, test: Test, served: Serving, what: str, count: int) -> list[set[int]]:
+    """Where the threads of so many calls at once may run."""
+    test.places.clear()
+    test.go_on.clear()
+    answers = [asker.talk(what, iter([b""])) for _ in range(count)]
+    for _ in answers:
+        assert test.hanging.acquire(timeout=10)
+    test.go_on.set()
+    for answer in answers:
+        list(answer)
+    eventually(lambda: served.stats().calls == 0)
+    return list(test.places)
+
+
+@several
 def test_handlers_that_are_light_run_on_one_processor_when_there_are_several(path: Path) -> None:
-    everywhere = os.sched_getaffinity(0)
-
-    def places(what: str, count: int) -> list[set[int]]:
-        """Of the threads of so many calls at once."""
-        test.places.clear()
-        test.go_on.clear()
-        answers = [asker.talk(what, iter([b""])) for _ in range(count)]
-        for _ in answers:
-            assert test.hanging.acquire(timeout=10)
-        test.go_on.set()
-        for answer in answers:
-            list(answer)
-        eventually(lambda: served.stats().calls == 0)
-        return list(test.places)
-
-    with asking(path) as (asker, test, served):
-        places(SINK, 20)  # from here on threads wait
-        alone = [place for place in places(HANG, 20) if place != everywhere]
+    with asking(path) as given:
+        places(*given, SINK, 20)  # from here on threads wait
+        alone = [place for place in places(*given, HANG, 20) if place != EVERYWHERE]
         assert alone
         assert {len(place) for place in alone} == {1}
-        assert places(SINK, 20) == [everywhere] * 20
-        assert places(HANG, 3) == [everywhere] * 3
+        assert places(*given, SINK, 20) == [EVERYWHERE] * 20
+        assert places(*given, HANG, 3) == [EVERYWHERE] * 3
+
+
+@several
+def test_calls_that_ended_are_no_crowd_however_that_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Serving) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with asking(path) as given:
+        asker, test, served = given
+        with monkeypatch.context() as patch:
+            patch.setattr(Serving, "_start_thread", refuse)
+            hanging = asker.channel.unary_unary(HANG).future(b"", timeout=20)
+            assert test.hanging.acquire(timeout=10)
+            assert [asker.status(ECHO)[0] for _ in range(6)] == ["RESOURCE_EXHAUSTED"] * 6
+            hanging.cancel()
+            assert test.ended.acquire(timeout=10)
+        places(*given, SINK, 20)  # from here on threads wait
+        test.go_on.clear()
+        for _ in range(6):
+            assert asker.status(FAIL)[0] == "INVALID_ARGUMENT"
+            assert asker.status(ECHO, b"no message")[0] == "INVALID_ARGUMENT"
+            with raw(path) as connection:
+                connection.send(request(1, HANG, (b"grpc-timeout", b"100m")), frame(DATA, 1, message(b""), END_STREAM))
+                connection.end(1)
+                connection.send(request(3, HANG), frame(DATA, 3, message(b""), END_STREAM))
+                connection.send(request(5, TALK), frame(DATA, 5, message(b"heard")))
+                connection.until(DATA, 5)
+                connection.send(frame(RST_STREAM, 5, bytes(4)))
+            for _ended in range(3):
+                assert test.ended.acquire(timeout=10)
+            while test.hanging.acquire(blocking=False):
+                pass
+        with monkeypatch.context() as patch:
+            patch.setattr(served, "_handlers", [[Mock(side_effect=ValueError("a defect"))] * 6])
+            assert [asker.status(ECHO)[0] for _ in range(6)] == ["INTERNAL"] * 6
+        eventually(lambda: served.stats().calls == 0)
+        assert places(*given, HANG, 5) == [EVERYWHERE] * 5
