@@ -541,7 +541,7 @@ void bt_h2_told(bt_h2_call *k);
  * inherits the processor, and no bt_spread will free it. */
 void bt_huddle(void);
 
-/* Has the calling thread run where it might before. Nothing when it does not huddle. */
+/* Has the calling thread run wherever it might if it had not huddled. Nothing when it does not. */
 void bt_spread(void);
 
 /* ---- files ------------------------------------------------------------------------------------------------------ */

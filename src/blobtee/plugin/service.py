@@ -37,7 +37,8 @@ class ContentService(calls.Service):
     """Serves `store`, which stays the caller's. Give it to `Serving.add`.
 
     The server needs a thread for each open stream: containerd opens writers inside its database transaction, and waits
-    for ever when one of them is not answered.
+    for ever when one of them is not answered. Of `store` only reading and listing may start threads: those of
+    a light handler would stay on its processor for ever.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class ContentService(calls.Service):
                 "Write": calls.duplex("Write", observer, messages.WriteContentRequest, self._write),
                 "Abort": one("Abort", messages.AbortRequest, self._abort),
             },
-            # What reads or lists works for long by itself, and may start threads.
+            # What reads or lists works for long by itself.
             light=("Info", "Update", "Delete", "Status", "Write", "Abort"),
         )
 

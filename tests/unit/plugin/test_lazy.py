@@ -106,6 +106,35 @@ def test_a_lazy_pull_moves_documents_and_makes_everything_known(
     assert moved(registry) == 0
 
 
+def test_only_reading_starts_threads(known: Pulled, one: ProxyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that a light handler started would stay on the processor that these share (`bt_huddle`)."""
+    started: list[str] = []
+    start = threading.Thread.start
+
+    def start_and_tell(thread: threading.Thread) -> None:
+        if threading.current_thread().name == "blobtee-rpc" and thread.name != "blobtee-rpc":
+            started.append(thread.name)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_tell)
+    data = b"anything"
+    one.info(FIRST.digest)
+    one.update(FIRST.digest, {"a": "b"})
+    one.writer("given-up", total=len(data)).close()
+    one.abort("given-up")
+    with one.writer("new", total=len(data)) as writer:
+        writer.write(data)
+        one.status("new")
+        digest = writer.commit(len(data)).digest
+    with pytest.raises(AlreadyExists):
+        one.writer("known", total=SECOND.size, expected=SECOND.digest)
+    for each in (digest, FIRST.digest):
+        one.delete(each)
+    assert started == []
+    read(one, SECOND)
+    assert started
+
+
 ALL = (SOURCE.descriptor.digest, *SOURCE.blobs)
 
 
