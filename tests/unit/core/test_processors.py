@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -98,6 +99,31 @@ def test_where_somebody_else_put_the_thread_it_stays() -> None:
     def run() -> None:
         elsewhere = {max(EVERYWHERE - huddled())}
         os.sched_setaffinity(0, elsewhere)
+        spread()
+        assert where() == elsewhere
+
+    in_thread(run)
+
+
+@several
+def test_where_somebody_else_put_all_threads_they_stay() -> None:
+    """As `taskset --all-tasks --pid` does. Which processor it is, is settled anew there meanwhile."""
+
+    def run() -> None:
+        there = huddled()
+        elsewhere = {max(EVERYWHERE - there)}
+        os.sched_setaffinity(0, elsewhere)
+
+        def settle() -> None:
+            assert where() == elsewhere
+            end = time.monotonic() + 5.5
+            while time.monotonic() < end:
+                huddle()
+                time.sleep(0.05)
+
+        in_thread(settle)
+        huddle()
+        assert where() == elsewhere
         spread()
         assert where() == elsewhere
 
