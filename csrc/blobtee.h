@@ -562,6 +562,14 @@ int bt_begin_folder(const char *folder, const char *spare, const bt_small_file *
  * its time of access where that is not less than stale_ns past. As good as it goes. */
 void bt_settle_files(const char *paths, size_t npaths, int rights, int64_t stale_ns);
 
+/* Begins the sync of the open file `fd`, which has to stay open until bt_sync_end: in another thread, or where none can be
+ * started at once. NULL when memory is out. */
+typedef struct bt_sync bt_sync;
+bt_sync *bt_sync_begin(int fd);
+
+/* Waits for it, and frees it. BT_OK: the file is durable; BT_ERRNO - errno. */
+int bt_sync_end(bt_sync *s);
+
 /* ---- what it was built with --------------------------------------------------------------------------------- */
 
 /* "2.30.0" and the like: the versions of the headers this was compiled with. Static storage. */

@@ -31,6 +31,7 @@ SOURCES = (
     "sha256_arm.c",
     "sha256_portable.c",
     "sha256_x86.c",
+    "syncs.c",
     "tar.c",
     "wal.c",
 )

@@ -1,8 +1,9 @@
 """How blobs come: their rows, their names and the sync of their names, once for all that come at the same time.
 
-A blob's row, with what keeps it, is durable before its file gets the blob's name, and who brings it is told of it when
-the name is durable. A failure in between undoes what was done for that blob. Others see the file from its name on, and
-by its rights whether that is durable (`settling`): until then who is to rely on the blob waits for its lock.
+A blob's row, with what keeps it, and the file's bytes are durable, whichever comes first, before the file gets the
+blob's name, and who brings it is told of it when the name is durable. A failure in between undoes what was done for
+that blob. Others see the file from its name on, and by its rights whether that is durable (`settling`): until then who
+is to rely on the blob waits for its lock.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from blobtee.content.together import Together
 from blobtee.core import settle_files
 from blobtee.errors import BlobteeError, one_more
 from blobtee.oci import Digest
+
+_SHORT_NBYTES = 1 << 20
+"""Bytes of a file whose sync takes no longer than that of a name."""
 
 
 class Claim:
@@ -66,14 +70,23 @@ class Arrival:
     """One blob that comes. Who makes it holds the blob's lock, and has seen that no file is there."""
 
     def __init__(
-        self, data: str | Path, target: str, digest: Digest, size: int, labels: Mapping[str, str], claim: Claim
+        self,
+        data: str | Path,
+        target: str,
+        digest: Digest,
+        size: int,
+        labels: Mapping[str, str],
+        claim: Claim,
+        sync: Callable[[], object],
     ) -> None:
-        """The synced file `data`, of `size` bytes, which may be written by its rights, is to have the name `target`."""
+        """The file `data`, of `size` bytes, which may be written by its rights, is to have the name `target`, once
+        `sync` has returned."""
         self.data = data
         self.target = target
         self.directory = os.path.dirname(target)
         self.digest = digest
         self.claim = claim
+        self.sync = sync
         self.info = Info(digest, size, 0, 0, labels)
         self.before: records.Record | None = None
         self.error: Exception | None = None
@@ -109,7 +122,8 @@ class Arrival:
         self._announced = True
 
     def name(self) -> None:
-        """Give the file its name, which is not durable yet."""
+        """Give the file, when it is durable, its name, which is not durable yet."""
+        self.sync()
         try:
             os.rename(self.data, self.target)
         except FileNotFoundError:
@@ -143,6 +157,8 @@ class Arrivals:
     def settle(self, arrival: Arrival) -> Info:
         """Make it a blob, durably, or raise what went wrong: then nothing has changed. Not inside a transaction of this
         thread, which those would wait for that do it for all."""
+        if arrival.info.size > _SHORT_NBYTES:
+            arrival.sync()  # all that come at once would wait for it
         self._together.do(arrival)
         if arrival.error is not None:
             raise arrival.error

@@ -47,6 +47,10 @@ _PAGE = 500
 NO_CLAIM = NoClaim()
 
 
+def _is_synced() -> None:
+    """For a file that is durable already."""
+
+
 class Blobs:
     """Thread-safe. `locks` is None in a read-only root."""
 
@@ -141,10 +145,17 @@ class Blobs:
         }
 
     def place(
-        self, data: str | Path, digest: Digest, size: int, labels: Mapping[str, str], claim: Claim = NO_CLAIM
+        self,
+        data: str | Path,
+        digest: Digest,
+        size: int,
+        labels: Mapping[str, str],
+        claim: Claim = NO_CLAIM,
+        sync: Callable[[], object] = _is_synced,
     ) -> Info:
-        """Make the synced file `data`, which may be written by its rights, the blob `digest`, durably; any error leaves
-        it where it is.
+        """Make the file `data`, which may be written by its rights, the blob `digest`, durably; any error leaves it
+        where it is. `sync` returns when the bytes of the file are durable, or raises; any thread may call it, and more
+        than once.
 
         `claim` is written inside the transaction that makes the blob's row, before it is there; at `AlreadyExists`
         while nothing can remove it.
@@ -156,7 +167,7 @@ class Blobs:
                 self._check_missing(digest, claim)
                 aside = set_aside(self._root, Path(target), f"{digest.algorithm}-{digest.hex}")
                 _logger.warning("blob %s had a wrong size; a good one takes its place, the old is %s", digest, aside)
-            arrival = Arrival(data, target, digest, size, labels, claim)
+            arrival = Arrival(data, target, digest, size, labels, claim, sync)
             info = self._arrivals.settle(arrival)
             if arrival.before is not None and arrival.before.quarantined:
                 self._arrived(info)

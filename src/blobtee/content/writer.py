@@ -20,6 +20,7 @@ from blobtee.content.checks import check_commit, check_truncation, flat
 from blobtee.content.digester import EMPTY, Hash, appended, digest_of, digester
 from blobtee.content.files import PIECE, WRITING, Writeback, os_errors, write_all
 from blobtee.content.ingests import Ingest
+from blobtee.core import Sync
 from blobtee.errors import AlreadyExists, BlobteeError, Closed, StorageFull, from_os_error
 from blobtee.oci import Digest
 
@@ -51,7 +52,7 @@ class LocalWriter(Writer):
         self._digest: Digest | None = EMPTY[self._algorithm]  # of what was hashed so far; None: not known yet
         self._offset_fd = -1
         self._allocate = status.total >= ALLOCATE_FROM
-        self._synced = False
+        self._sync: Sync | None = None  # of all that is written
         self._touched = False
         self._writeback = Writeback(status.offset)
         self._fd = ingest.open_data()
@@ -83,29 +84,31 @@ class LocalWriter(Writer):
             return self._digest
 
     def write(self, data: Buffer) -> int:
-        """See `Writer.write`. When `status.total` bytes are there they are synced, so that `commit` is a rename.
+        """See `Writer.write`. When `status.total` bytes are there their sync begins, so that `commit` finds it done.
 
-        A failed sync starts the ingest over: nobody knows then which bytes reached the disk.
+        A failed sync starts the ingest over: nobody knows then which bytes reached the disk. What comes next raises it:
+        another write, or the commit.
         """
         with self._turn, flat(data) as view:
             self._check_open()
             if not view.nbytes:
                 return 0
-            self._synced = False
+            self._end_sync()
             self._allocate_ahead()
             for start in range(0, view.nbytes, PIECE):
                 with view[start : start + PIECE] as piece:
                     self._append(piece)
             if self._status.offset == self._status.total:
-                self._sync()
+                self._begin_sync()
             return view.nbytes
 
     def truncate(self, size: int) -> None:
         """Any `size` up to the current offset; other than 0 it reads what stays. An error closes the writer: whoever
-        resumes the ingest hashes what is there anew."""
+        resumes the ingest hashes what is there anew. But a sync that failed starts the ingest over, as in `write`."""
         with self._turn, os_errors("truncate an ingest"):
             self._check_open()
             check_truncation(size, self._status.offset)
+            self._end_sync()
             try:
                 os.ftruncate(self._fd, size)
                 self._advance_to(size)
@@ -118,7 +121,6 @@ class LocalWriter(Writer):
                 raise
             self._writeback = Writeback(size)
             self._allocate = self._status.total >= ALLOCATE_FROM
-            self._synced = False
 
     def commit(
         self,
@@ -150,10 +152,12 @@ class LocalWriter(Writer):
         digest = check_commit(self._status, size, expected, self._digest_as)
         with os_errors(f"commit blob {digest}"):
             self._settle()
-            if not self._synced:
+            if self._sync is None:
                 self._blobs.check_missing(digest, claim)
-                self._sync()
-            return self._blobs.place(self._ingest.data, digest, self._status.offset, labels, claim)
+                self._begin_sync()
+            return self._blobs.place(
+                self._ingest.data, digest, self._status.offset, labels, claim, sync=self._wait_for_sync
+            )
 
     def _append(self, piece: memoryview) -> None:
         """Write and hash one piece; a piece that fails leaves no trace."""
@@ -218,14 +222,28 @@ class LocalWriter(Writer):
             os.close(fd)
         return fd >= 0
 
-    def _sync(self) -> None:
+    def _begin_sync(self) -> None:
+        with os_errors("sync an ingest"):
+            self._sync = Sync(self._fd)
+
+    def _wait_for_sync(self) -> None:
+        """Until all that is written is durable. Another thread may do it for the one that commits and has `_turn`."""
+        if self._sync is not None:
+            try:
+                self._sync.wait()
+            except OSError as error:
+                raise from_os_error(error, "sync an ingest, which starts over") from error
+
+    def _end_sync(self) -> None:
+        """Something else is going to be written, or nothing more."""
         try:
-            os.fsync(self._fd)
-        except OSError as error:
+            self._wait_for_sync()
+        except BlobteeError:
+            self._sync = None
             with contextlib.suppress(OSError, BlobteeError):
                 self.truncate(0)
-            raise from_os_error(error, "sync an ingest, which starts over") from error
-        self._synced = True
+            raise
+        self._sync = None
 
     def _digest_as(self, algorithm: str) -> Digest:
         if algorithm == self._algorithm:
@@ -264,6 +282,8 @@ class LocalWriter(Writer):
         if self._fd < 0:
             return
         try:
+            with contextlib.suppress(BlobteeError):
+                self._end_sync()
             end()
         except OSError as error:
             _logger.warning("ingest %.200r was left untidy: %s", self._status.ref, error)

@@ -19,7 +19,7 @@ does not reach into ISA-L and libdeflate, which choose for themselves.
 """
 
 from blobtee.core.answers import Answers, Counts, Watch
-from blobtee.core.files import SmallFile, begin_folder, settle_files
+from blobtee.core.files import SmallFile, Sync, begin_folder, settle_files
 from blobtee.core.gzip import (
     GZIP_MAX_LEVEL,
     GZIP_MIN_LEVEL,
@@ -51,6 +51,7 @@ __all__ = [
     "Inflater",
     "Sha256",
     "SmallFile",
+    "Sync",
     "TarHeaders",
     "TarScanner",
     "Watch",

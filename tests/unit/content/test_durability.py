@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from blobtee.content import LocalStore
+from blobtee.content import LocalStore, writer
+from blobtee.core import Sync
 from blobtee.errors import StorageError
 from tests.conformance.blobs import describe, digest_of, put
 
@@ -31,6 +32,18 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return wrapped
 
+    class Recorded(Sync):
+        def __init__(self, fd: int) -> None:
+            super().__init__(fd)
+            self._name = Path(os.readlink(f"/proc/self/fd/{fd}")).name
+            recorded.append(f"begin to sync {self._name}")
+
+        def wait(self) -> None:
+            super().wait()
+            if (done := f"sync {self._name}") not in recorded:
+                recorded.append(done)
+
+    monkeypatch.setattr(writer, "Sync", Recorded)
     monkeypatch.setattr(os, "fsync", record("sync", os.fsync))
     monkeypatch.setattr(os, "rename", record("rename", os.rename))
     monkeypatch.setattr(os, "replace", record("replace", os.replace))
@@ -51,12 +64,10 @@ def test_a_commit_syncs_the_data_names_them_and_syncs_the_directory(tmp_path: Pa
             steps.clear()
             writer.commit()
             committed = without_tidying(steps)
-    assert committed == ["sync data", "rename data", "sync sha256"]
+    assert committed == ["begin to sync data", "sync data", "rename data", "sync sha256"]
 
 
-def test_data_are_synced_when_the_total_is_reached_so_that_the_commit_is_a_rename(
-    tmp_path: Path, steps: list[str]
-) -> None:
+def test_the_sync_of_data_begins_when_the_total_is_reached(tmp_path: Path, steps: list[str]) -> None:
     data = b"x" * (2 * MIB)
     with LocalStore(tmp_path) as store:
         with store.writer("ref", total=len(data)) as writer:
@@ -64,10 +75,10 @@ def test_data_are_synced_when_the_total_is_reached_so_that_the_commit_is_a_renam
             writer.write(data[:MIB])
             assert steps == []
             writer.write(data[MIB:])
-            assert steps == ["sync data"]
+            assert steps == ["begin to sync data"]
             steps.clear()
             writer.commit(len(data), digest_of(data))
-            assert without_tidying(steps) == ["rename data", "sync sha256"]
+            assert without_tidying(steps) == ["sync data", "rename data", "sync sha256"]
 
 
 def test_data_that_changed_after_the_sync_are_synced_again(tmp_path: Path, steps: list[str]) -> None:
@@ -77,7 +88,7 @@ def test_data_that_changed_after_the_sync_are_synced_again(tmp_path: Path, steps
             writer.write(b"5")
             steps.clear()
             writer.commit()
-            assert steps[0] == "sync data"
+            assert steps[:3] == ["begin to sync data", "sync data", "rename data"]
 
 
 def test_a_name_that_cannot_be_made_durable_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

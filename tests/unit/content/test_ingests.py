@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from blobtee import tasks
+from blobtee import content, tasks
 from blobtee.content import LocalStore
 from blobtee.content.files import format_time, parse_time
+from blobtee.core import Sync
 from blobtee.errors import (
     Cancelled,
     Closed,
@@ -206,17 +207,49 @@ def test_a_failed_write_keeps_what_was_there(
         assert get(store, b"beforemore") == b"beforemore"
 
 
+class RefusedSync(Sync):
+    """The sync of a file that the disk does not take."""
+
+    def wait(self) -> None:
+        super().wait()
+        raise OSError(errno.EIO, "Input/output error")
+
+
 def test_a_failed_sync_starts_the_ingest_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with LocalStore(tmp_path) as store:
-        writer = store.writer("ref")
-        writer.write(b"data")
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", failing(errno.EIO))
-            with pytest.raises(StorageError):
-                writer.commit()
-        assert store.status("ref").offset == 0
-        assert list(store.walk()) == []
+        for total in (0, 4):
+            with monkeypatch.context() as patch:
+                patch.setattr(content.writer, "Sync", RefusedSync)
+                writer = store.writer("ref", total=total)
+                writer.write(b"data")
+                with pytest.raises(StorageError, match="starts over"):
+                    writer.commit()
+            assert store.status("ref").offset == 0
+            assert list(store.walk()) == []
         assert dict(put(store, b"data").labels) == {}
+
+
+@pytest.mark.parametrize("how", ["close", "write", "truncate"])
+def test_bytes_whose_sync_failed_are_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    with LocalStore(tmp_path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(content.writer, "Sync", RefusedSync)
+            writer = store.writer("ref", total=4)
+            writer.write(b"data")
+            if how == "close":
+                writer.close()
+            else:
+                with pytest.raises(StorageError, match="starts over"):
+                    writer.write(b"more") if how == "write" else writer.truncate(2)
+                assert writer.status.offset == 0
+        assert store.status("ref").offset == 0
+        if how == "close":
+            writer = store.writer("ref", total=4)
+        writer.write(b"good")
+        assert writer.commit().digest == digest_of(b"good")
+        assert get(store, b"good") == b"good"
 
 
 def test_a_failed_rename_leaves_the_ingest_and_no_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from blobtee.core import SmallFile, begin_folder, settle_files
+from blobtee.core import SmallFile, Sync, begin_folder, settle_files
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -113,3 +115,47 @@ def test_settled_files_have_their_rights_and_are_used_now(tmp_path: Path) -> Non
         assert path.stat().st_mtime_ns == now - 10**12
     assert old.stat().st_atime_ns >= now
     assert recent.stat().st_atime_ns == now - 10**9
+
+
+def test_a_file_is_durable_when_its_sync_was_waited_for(tmp_path: Path) -> None:
+    fds = [os.open(tmp_path / str(n), os.O_RDWR | os.O_CREAT) for n in range(100)]
+    try:
+        for fd in fds:
+            os.write(fd, b"data")
+        syncs = [Sync(fd) for fd in fds]
+        for sync in syncs:
+            for _ in range(2):
+                sync.wait()
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def test_a_sync_that_fails_says_so_as_often_as_it_is_asked() -> None:
+    reading, writing = os.pipe()  # neither can be synced (fsync(2))
+    try:
+        sync = Sync(writing)
+        for _ in range(2):
+            with pytest.raises(OSError) as caught:
+                sync.wait()
+            assert caught.value.errno == errno.EINVAL
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_a_child_syncs_what_its_parent_began(tmp_path: Path) -> None:
+    script = """
+import os, sys
+from blobtee.core import Sync
+with open(sys.argv[1], "wb", 0) as file:
+    file.write(b"data")
+    begun = [Sync(file.fileno()) for _ in range(50)]
+    child = os.fork()
+    for sync in begun:
+        sync.wait()
+    Sync(file.fileno()).wait()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-c", script, tmp_path / "file"], timeout=60, check=True)
