@@ -562,13 +562,18 @@ int bt_begin_folder(const char *folder, const char *spare, const bt_small_file *
  * its time of access where that is not less than stale_ns past. As good as it goes. */
 void bt_settle_files(const char *paths, size_t npaths, int rights, int64_t stale_ns);
 
-/* Begins the sync of the open file `fd`, which has to stay open until bt_sync_end: in another thread, or where none can be
- * started at once. NULL when memory is out. */
-typedef struct bt_sync bt_sync;
-bt_sync *bt_sync_begin(int fd);
+/* The sync of the open file `fd`, which has to stay open until bt_sync_wait; the rest is 0 at the beginning. */
+typedef struct bt_sync_job bt_sync_job;
+typedef struct {
+    int fd, is_over, result;
+    bt_sync_job *job;
+} bt_sync;
 
-/* Waits for it, and frees it. BT_OK: the file is durable; BT_ERRNO - errno. */
-int bt_sync_end(bt_sync *s);
+/* Begins it: in another thread, or where none can be started at once; when memory is out, bt_sync_wait does it. */
+void bt_sync_begin(bt_sync *s);
+
+/* Waits for it. BT_OK: the file is durable; BT_ERRNO - errno. The same each time: a caller's interrupt loses nothing. */
+int bt_sync_wait(bt_sync *s);
 
 /* ---- what it was built with --------------------------------------------------------------------------------- */
 

@@ -199,9 +199,10 @@ void bt_spread(void);
 typedef struct { const char *name; const uint8_t *data; size_t nbytes, before_nbytes; } bt_small_file;
 int bt_begin_folder(const char *folder, const char *spare, const bt_small_file *files, size_t nfiles, const char *data);
 void bt_settle_files(const char *paths, size_t npaths, int rights, int64_t stale_ns);
-typedef struct bt_sync bt_sync;
-bt_sync *bt_sync_begin(int fd);
-int bt_sync_end(bt_sync *s);
+typedef struct bt_sync_job bt_sync_job;
+typedef struct { int fd, is_over, result; bt_sync_job *job; } bt_sync;
+void bt_sync_begin(bt_sync *s);
+int bt_sync_wait(bt_sync *s);
 
 const char *bt_isal_version(void);
 const char *bt_libdeflate_version(void);

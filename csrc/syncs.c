@@ -15,23 +15,32 @@
 
 enum { MOST_THREADS = 32, IDLE_SECONDS = 10, STACK_NBYTES = 128 << 10 };
 
-struct bt_sync {
+struct bt_sync_job {
     int fd, result;
     unsigned process;
     sem_t done;
-    bt_sync *next;
+    bt_sync_job *next;
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t has_come = PTHREAD_COND_INITIALIZER;
-static bt_sync *first, *last;
+static bt_sync_job *first, *last;
 static unsigned threads, idle, waiting; /* waiting: syncs that nobody has begun */
 static unsigned process;                /* another one in each child */
 
-static void sync_now(bt_sync *s)
+static int sync_now(int fd)
 {
-    s->result = fsync(s->fd) == 0 ? BT_OK : BT_ERRNO - errno;
-    sem_post(&s->done);
+    /* File systems in user space and of other machines may be interrupted: that says nothing of the bytes. */
+    while (fsync(fd) != 0)
+        if (errno != EINTR)
+            return BT_ERRNO - errno;
+    return BT_OK;
+}
+
+static void finish(bt_sync_job *job)
+{
+    job->result = sync_now(job->fd);
+    sem_post(&job->done);
 }
 
 /* Whether something came within IDLE_SECONDS. The lock is held. */
@@ -54,12 +63,12 @@ static void *work(void *unused)
     (void)unused;
     pthread_mutex_lock(&lock);
     while (first != NULL || wait_for_some()) {
-        bt_sync *s = first;
-        if ((first = s->next) == NULL)
+        bt_sync_job *job = first;
+        if ((first = job->next) == NULL)
             last = NULL;
         waiting--;
         pthread_mutex_unlock(&lock);
-        sync_now(s);
+        finish(job);
         pthread_mutex_lock(&lock);
     }
     threads--;
@@ -101,27 +110,28 @@ static void begin_anew(void)
 }
 static void know_of_forks(void) { pthread_atfork(hold, let_go, begin_anew); }
 
-bt_sync *bt_sync_begin(int fd)
+void bt_sync_begin(bt_sync *s)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    bt_sync *s = malloc(sizeof(*s));
+    bt_sync_job *job = malloc(sizeof(*job));
     int is_taken = 1;
 
-    if (s == NULL)
-        return NULL;
+    if (job == NULL)
+        return;
     pthread_once(&once, know_of_forks);
-    *s = (bt_sync){.fd = fd};
-    sem_init(&s->done, 0, 0);
+    *job = (bt_sync_job){.fd = s->fd};
+    sem_init(&job->done, 0, 0);
+    s->job = job;
     pthread_mutex_lock(&lock);
-    s->process = process;
+    job->process = process;
     if (idle <= waiting && threads < MOST_THREADS && start_thread() == 0)
         threads++;
     if (threads > 0) {
         if (last != NULL)
-            last->next = s;
+            last->next = job;
         else
-            first = s;
-        last = s;
+            first = job;
+        last = job;
         waiting++;
         if (idle > 0)
             pthread_cond_signal(&has_come);
@@ -130,19 +140,28 @@ bt_sync *bt_sync_begin(int fd)
     }
     pthread_mutex_unlock(&lock);
     if (!is_taken)
-        sync_now(s);
-    return s;
+        finish(job);
 }
 
-int bt_sync_end(bt_sync *s)
+int bt_sync_wait(bt_sync *s)
 {
-    int result;
-    if (s->process != process)
-        sync_now(s); /* it was begun before a fork, and those who do it are the parent's */
-    while (sem_wait(&s->done) != 0)
-        ;
-    result = s->result;
-    sem_destroy(&s->done);
-    free(s);
-    return result;
+    bt_sync_job *job = s->job;
+
+    if (s->is_over)
+        return s->result;
+    /* Begun before a fork, those who do it are the parent's. */
+    if (job == NULL || (job->process != process && sem_trywait(&job->done) != 0)) {
+        s->result = sync_now(s->fd);
+    } else {
+        if (job->process == process)
+            while (sem_wait(&job->done) != 0)
+                ;
+        s->result = job->result;
+    }
+    s->is_over = 1;
+    s->job = NULL;
+    if (job != NULL)
+        sem_destroy(&job->done);
+    free(job);
+    return s->result;
 }

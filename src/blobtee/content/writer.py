@@ -110,17 +110,11 @@ class LocalWriter(Writer):
             check_truncation(size, self._status.offset)
             self._end_sync()
             try:
-                os.ftruncate(self._fd, size)
-                self._advance_to(size)
-                self._drop_offset_file()
-                self._digest = None
-                self._hash = self._hash_file(self._algorithm, size)
+                self._cut(size)
             except BaseException:
                 # The data and the hash do not belong together any more.
                 self._finish(self._leave)
                 raise
-            self._writeback = Writeback(size)
-            self._allocate = self._status.total >= ALLOCATE_FROM
 
     def commit(
         self,
@@ -158,6 +152,15 @@ class LocalWriter(Writer):
             return self._blobs.place(
                 self._ingest.data, digest, self._status.offset, labels, claim, sync=self._wait_for_sync
             )
+
+    def _cut(self, size: int) -> None:
+        os.ftruncate(self._fd, size)
+        self._advance_to(size)
+        self._drop_offset_file()
+        self._digest = None
+        self._hash = self._hash_file(self._algorithm, size)
+        self._writeback = Writeback(size)
+        self._allocate = self._status.total >= ALLOCATE_FROM
 
     def _append(self, piece: memoryview) -> None:
         """Write and hash one piece; a piece that fails leaves no trace."""
@@ -208,6 +211,7 @@ class LocalWriter(Writer):
         """Make the length of the data the offset again."""
         if self._offset_fd >= 0:
             if os.fstat(self._fd).st_size != self._status.offset:
+                self._end_sync()  # it knew another length: of a write that failed behind what was announced
                 os.ftruncate(self._fd, self._status.offset)
             self._drop_offset_file()
 
@@ -223,8 +227,8 @@ class LocalWriter(Writer):
         return fd >= 0
 
     def _begin_sync(self) -> None:
-        with os_errors("sync an ingest"):
-            self._sync = Sync(self._fd)
+        self._sync = Sync(self._fd)  # known before it is begun: an interrupt may come in between
+        self._sync.begin()
 
     def _wait_for_sync(self) -> None:
         """Until all that is written is durable. Another thread may do it for the one that commits and has `_turn`."""
@@ -235,15 +239,32 @@ class LocalWriter(Writer):
                 raise from_os_error(error, "sync an ingest, which starts over") from error
 
     def _end_sync(self) -> None:
-        """Something else is going to be written, or nothing more."""
+        """Something else is going to be written."""
         try:
             self._wait_for_sync()
         except BlobteeError:
-            self._sync = None
-            with contextlib.suppress(OSError, BlobteeError):
-                self.truncate(0)
+            if not self._start_over():
+                self._finish(self._leave)
             raise
         self._sync = None
+
+    def _may_stay(self) -> bool:
+        """Nothing more is going to be written: whether somebody may go on with what is there then."""
+        try:
+            self._wait_for_sync()
+        except BlobteeError:
+            return self._start_over()
+        self._sync = None
+        return True
+
+    def _start_over(self) -> bool:
+        """Whether the bytes are gone whose sync failed. It is known to have failed until they are."""
+        try:
+            self._cut(0)
+        except (OSError, BlobteeError):
+            return False
+        self._sync = None
+        return True
 
     def _digest_as(self, algorithm: str) -> Digest:
         if algorithm == self._algorithm:
@@ -282,18 +303,24 @@ class LocalWriter(Writer):
         if self._fd < 0:
             return
         try:
-            with contextlib.suppress(BlobteeError):
-                self._end_sync()
-            end()
+            (end if self._may_stay() else self._ingest.remove)()
         except OSError as error:
             _logger.warning("ingest %.200r was left untidy: %s", self._status.ref, error)
         finally:
             try:
-                self._close_offset_file()
+                if self._sync is not None and not self._may_stay():  # it was interrupted
+                    with contextlib.suppress(OSError):
+                        self._ingest.remove()
             finally:
-                # What is closed twice is a file of somebody else's: an interrupt comes behind the first time.
-                fd, self._fd = self._fd, -1
-                try:
-                    os.close(fd)
-                finally:
-                    self._release()
+                self._close()
+
+    def _close(self) -> None:
+        try:
+            self._close_offset_file()
+        finally:
+            # What is closed twice is a file of somebody else's: an interrupt comes behind the first time.
+            fd, self._fd = self._fd, -1
+            try:
+                os.close(fd)
+            finally:
+                self._release()

@@ -3,7 +3,6 @@ and dozens of threads that make small files would mostly wait for that."""
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -48,21 +47,21 @@ class Sync:
     """The sync of a file, which goes on in a thread of the core while its writer does something else."""
 
     def __init__(self, fd: int) -> None:
-        """Begin it. `fd` has to stay open until `wait` has returned. Raises the plain OSError when memory is out."""
-        self._error: OSError | None = None
-        self._sync = lib.bt_sync_begin(fd)
-        if self._sync == ffi.NULL:
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        """`fd` has to stay open until `wait` has returned."""
+        self._sync = ffi.new("bt_sync *")
+        self._sync.fd = fd
+
+    def begin(self) -> None:
+        """Once; when it cannot be, `wait` does it all."""
+        lib.bt_sync_begin(self._sync)
 
     def wait(self) -> None:
-        """Return when the file is durable, or raise the kernel's plain OSError, as often as it is asked. For one thread
-        at a time; the wait cannot be cancelled."""
-        sync, self._sync = self._sync, ffi.NULL
-        if sync != ffi.NULL and (result := lib.bt_sync_end(sync)) != lib.BT_OK:
+        """Return when the file is durable, or raise the kernel's plain OSError, as often as it is asked: who is
+        interrupted here asks again. For one thread at a time; the wait cannot be cancelled."""
+        result = lib.bt_sync_wait(self._sync)
+        if result != lib.BT_OK:
             number = lib.BT_ERRNO - result
-            self._error = OSError(number, os.strerror(number))
-        if self._error is not None:
-            raise self._error
+            raise OSError(number, os.strerror(number))
 
 
 def settle_files(paths: Sequence[str], rights: int, stale_ns: int) -> None:

@@ -3,7 +3,8 @@
  * BLOBTEE_RECORD_ROOT is the folder, empty at the beginning; BLOBTEE_RECORD_LOG gets the records. A record is
  *     kind:u32  length of the first name or of the data:u32  length of the second name:u32  zero:u32  a:u64  b:u64
  * and then the names or the data. Stores into shared mappings are found by comparing them with what they were, at every
- * other record: they count as writes of that moment. Opening NOTE/text writes a note, and fails.
+ * other record: they count as writes of that moment. Opening NOTE/text writes a note, and fails. With
+ * BLOBTEE_RECORD_FILE_SYNC_US an fsync of a file, which is nobody's log, takes that long.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -43,6 +44,7 @@ static char root[4096];
 static size_t root_nbytes;
 static dev_t device;
 static int out = -1;
+static useconds_t file_sync_us = SLOW_SYNC_US;
 static struct region *regions;
 
 #define REAL(result, name, ...) \
@@ -134,12 +136,15 @@ static void name(uint32_t kind, const char *path, uint64_t inode)
 __attribute__((constructor)) static void start(void)
 {
     const char *folder = getenv("BLOBTEE_RECORD_ROOT"), *log = getenv("BLOBTEE_RECORD_LOG");
+    const char *slow = getenv("BLOBTEE_RECORD_FILE_SYNC_US");
     struct stat found;
     if (folder == NULL || log == NULL || stat(folder, &found) != 0 || strlen(folder) >= sizeof root)
         return;
     strcpy(root, folder);
     root_nbytes = strlen(root);
     device = found.st_dev;
+    if (slow != NULL)
+        file_sync_us = (useconds_t)atoi(slow);
     REAL(int, "open", const char *, int, ...);
     out = real(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     name(MKDIR, root, found.st_ino);
@@ -385,6 +390,12 @@ int munmap(void *at, size_t nbytes)
 
 /* ---- syncs ------------------------------------------------------------------------------------------------------- */
 
+static int is_file(int fd)
+{
+    struct stat found;
+    return fstat(fd, &found) == 0 && S_ISREG(found.st_mode);
+}
+
 /* What was written before the beginning is there from the end on. */
 static void sync_of(uint32_t kind, uint64_t inode)
 {
@@ -393,7 +404,7 @@ static void sync_of(uint32_t kind, uint64_t inode)
     end();
 }
 
-#define SYNC(symbol) \
+#define SYNC(symbol, file_us) \
     int symbol(int fd) \
     { \
         REAL(int, #symbol, int); \
@@ -401,15 +412,15 @@ static void sync_of(uint32_t kind, uint64_t inode)
         if (inode == 0) \
             return real(fd); \
         sync_of(SYNC_BEGIN, inode); \
-        usleep(SLOW_SYNC_US); \
+        usleep(is_file(fd) ? file_us : SLOW_SYNC_US); \
         int result = real(fd); \
         if (result == 0) \
             sync_of(SYNC_END, inode); \
         return result; \
     }
 
-SYNC(fsync)
-SYNC(fdatasync)
+SYNC(fsync, file_sync_us)
+SYNC(fdatasync, SLOW_SYNC_US)
 
 int msync(void *at, size_t nbytes, int flags)
 {

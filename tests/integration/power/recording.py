@@ -22,11 +22,14 @@ def build(folder: Path) -> Path:
     return path
 
 
-def record(recorder: Path, folder: Path, module: str, *arguments: str) -> Recording:
-    """What `module` does to a root that it makes in `folder`; its last note is that it ended."""
+def record(recorder: Path, folder: Path, module: str, *arguments: str, file_sync_us: int | None = None) -> Recording:
+    """What `module` does to a root that it makes in `folder`; its last note is that it ended. An fsync of a file takes
+    `file_sync_us`."""
     root, log = folder / "recorded", folder / "log"
     root.mkdir()
     environ = {"LD_PRELOAD": str(recorder), "BLOBTEE_RECORD_ROOT": str(root), "BLOBTEE_RECORD_LOG": str(log)}
+    if file_sync_us is not None:
+        environ["BLOBTEE_RECORD_FILE_SYNC_US"] = str(file_sync_us)
     command = [sys.executable, "-m", module, str(root), *arguments]
     done = subprocess.run(
         command, cwd=REPOSITORY, env={**os.environ, **environ}, capture_output=True, text=True, timeout=60, check=False

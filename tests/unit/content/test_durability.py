@@ -13,7 +13,7 @@ import pytest
 
 from blobtee.content import LocalStore, writer
 from blobtee.core import Sync
-from blobtee.errors import StorageError
+from blobtee.errors import StorageError, StorageFull
 from tests.conformance.blobs import describe, digest_of, put
 
 MIB = 1 << 20
@@ -35,13 +35,18 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     class Recorded(Sync):
         def __init__(self, fd: int) -> None:
             super().__init__(fd)
+            self._is_recorded = False
             self._name = Path(os.readlink(f"/proc/self/fd/{fd}")).name
+
+        def begin(self) -> None:
+            super().begin()
             recorded.append(f"begin to sync {self._name}")
 
         def wait(self) -> None:
             super().wait()
-            if (done := f"sync {self._name}") not in recorded:
-                recorded.append(done)
+            if not self._is_recorded:
+                recorded.append(f"sync {self._name}")
+            self._is_recorded = True
 
     monkeypatch.setattr(writer, "Sync", Recorded)
     monkeypatch.setattr(os, "fsync", record("sync", os.fsync))
@@ -89,6 +94,35 @@ def test_data_that_changed_after_the_sync_are_synced_again(tmp_path: Path, steps
             steps.clear()
             writer.commit()
             assert steps[:3] == ["begin to sync data", "sync data", "rename data"]
+
+
+def test_what_is_cut_off_behind_the_total_is_synced_too(
+    tmp_path: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite = os.pwrite
+
+    def half(fd: int, data: memoryview, offset: int) -> int:
+        if offset == 2 * MIB + MIB // 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(fd, data[: MIB * 3 // 4], offset)
+
+    def ftruncate(fd: int, size: int) -> None:
+        steps.append("cut")
+        cut(fd, size)
+
+    cut = os.ftruncate
+    with LocalStore(tmp_path) as store, store.writer("ref", total=2 * MIB) as writer:
+        writer.write(b"a" * (MIB * 3 // 2))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", half)
+            with pytest.raises(StorageFull):
+                writer.write(b"b" * MIB)
+        writer.write(b"c" * (MIB // 2))
+        monkeypatch.setattr(os, "ftruncate", ftruncate)
+        steps.clear()
+        info = writer.commit()
+        assert info.size == 2 * MIB
+        assert steps[:6] == ["sync data", "cut", "unlink offset", "begin to sync data", "sync data", "rename data"]
 
 
 def test_a_name_that_cannot_be_made_durable_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,6 +252,66 @@ def test_bytes_whose_sync_failed_are_not_gone_on_with(
         assert get(store, b"good") == b"good"
 
 
+@pytest.mark.parametrize("how", ["close", "write", "commit"])
+def test_an_ingest_goes_when_its_sync_failed_and_it_cannot_be_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    released: list[str] = []
+    with LocalStore(tmp_path) as store:
+        release = store._locks.release  # type: ignore[union-attr]
+
+        def recorded(name: str) -> None:
+            released.append(name)
+            release(name)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(content.writer, "Sync", RefusedSync)
+            patch.setattr(os, "ftruncate", failing(errno.EROFS))
+            patch.setattr(store._locks, "release", recorded)
+            writer = store.writer("ref", total=4)
+            writer.write(b"data")
+            if how == "close":
+                writer.close()
+            else:
+                with pytest.raises(StorageError, match="starts over"):
+                    writer.write(b"more") if how == "write" else writer.commit()
+                with pytest.raises(Closed):
+                    writer.write(b"more")
+            writer.close()
+        assert [name for name in released if name.startswith("ingest:")] == [store._ingests.of("ref").lock]
+        with pytest.raises(NotFound):
+            store.status("ref")
+        assert dict(put(store, b"data").labels) == {}
+
+
+@pytest.mark.parametrize("how", ["close", "commit"])
+def test_an_interrupt_does_not_lose_that_a_sync_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    waits: list[int] = []
+
+    class Interrupted(RefusedSync):
+        def wait(self) -> None:
+            waits.append(os.fstat(self._sync.fd).st_size)
+            if len(waits) == 1:
+                raise KeyboardInterrupt
+            super().wait()
+
+    with LocalStore(tmp_path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(content.writer, "Sync", Interrupted)
+            writer = store.writer("ref", total=4)
+            writer.write(b"data")
+            with pytest.raises(KeyboardInterrupt):
+                getattr(writer, how)()
+        assert waits == [4, 4]
+        assert store.status("ref").offset == 0
+        assert list(store.walk()) == []
+        writer = store.writer("ref")
+        writer.write(b"good")
+        assert writer.commit().digest == digest_of(b"good")
+
+
 def test_a_failed_rename_leaves_the_ingest_and_no_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with LocalStore(tmp_path) as store:
         writer = store.writer("ref")

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from blobtee.core import SmallFile, Sync, begin_folder, settle_files
+from blobtee.core import SmallFile, Sync, begin_folder, files, settle_files
+from blobtee.core.native import lib
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -123,6 +125,8 @@ def test_a_file_is_durable_when_its_sync_was_waited_for(tmp_path: Path) -> None:
         for fd in fds:
             os.write(fd, b"data")
         syncs = [Sync(fd) for fd in fds]
+        for sync in syncs[1:]:  # who was not begun is waited for all the same
+            sync.begin()
         for sync in syncs:
             for _ in range(2):
                 sync.wait()
@@ -135,10 +139,38 @@ def test_a_sync_that_fails_says_so_as_often_as_it_is_asked() -> None:
     reading, writing = os.pipe()  # neither can be synced (fsync(2))
     try:
         sync = Sync(writing)
+        sync.begin()
         for _ in range(2):
             with pytest.raises(OSError) as caught:
                 sync.wait()
             assert caught.value.errno == errno.EINVAL
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+class Interrupted:
+    """The core, with an interrupt behind the wait for a sync."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(lib, name)
+
+    def bt_sync_wait(self, sync: object) -> int:
+        lib.bt_sync_wait(sync)
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_behind_the_wait_for_a_sync_does_not_make_it_a_good_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    try:
+        sync = Sync(writing)
+        sync.begin()
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "lib", Interrupted())
+            with pytest.raises(KeyboardInterrupt):
+                sync.wait()
+        with pytest.raises(OSError, match="Invalid argument"):
+            sync.wait()
     finally:
         os.close(reading)
         os.close(writing)
@@ -151,10 +183,14 @@ from blobtee.core import Sync
 with open(sys.argv[1], "wb", 0) as file:
     file.write(b"data")
     begun = [Sync(file.fileno()) for _ in range(50)]
+    for sync in begun:
+        sync.begin()
     child = os.fork()
     for sync in begun:
         sync.wait()
-    Sync(file.fileno()).wait()
+    again = Sync(file.fileno())
+    again.begin()
+    again.wait()
 if child:
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
