@@ -303,12 +303,13 @@ class LocalWriter(Writer):
         if self._fd < 0:
             return
         try:
-            (end if self._may_stay() else self._ingest.remove)()
+            if self._may_stay():
+                end()
         except OSError as error:
             _logger.warning("ingest %.200r was left untidy: %s", self._status.ref, error)
         finally:
             try:
-                if self._sync is not None and not self._may_stay():  # it was interrupted
+                if self._sync is not None and not self._may_stay():  # else only an interrupt came
                     with contextlib.suppress(OSError):
                         self._ingest.remove()
             finally:
