@@ -163,14 +163,18 @@ class Tenant:
         """See `References.hold_new`."""
         return self._references.hold_new(self.name, wanted)
 
-    def let_go_of_nothing(self, digest: Digest) -> None:
-        """Take a reference back whose blob has not come; if it has, by somebody else's hand, that one counts on it.
+    def let_go_of_nothing(self, digest: Digest) -> bool:
+        """Take a reference back whose blob has not come; if it has, by somebody else's hand, that one counts on it:
+        whether it has.
 
         Never fails: a reference alone means nothing, and there is an error already that the client should see.
         """
+        is_there = False
         with suppress(BlobteeError), self._store.metadata.transaction():
-            if not self._is_there(digest):
+            is_there = self._is_there(digest)
+            if not is_there:
                 self._references.let_go(self.name, digest, is_there=False)
+        return is_there
 
     def held(self, digest: Digest, labels: Mapping[str, str] | None) -> Info:
         """The blob that has just been committed, with `labels`."""
@@ -200,10 +204,10 @@ class Tenant:
         made = self._references.hold(self.name, digest, orphans=self._is_lazy(digest))
         try:
             self._size(digest)
-        except BlobteeError:
-            if made:
-                self.let_go_of_nothing(digest)
-            raise
+        except BlobteeError as error:
+            # What goes and comes again in between is there, and held: no `NotFound` for that.
+            if not (made and self.let_go_of_nothing(digest) and isinstance(error, NotFound)):
+                raise
         return self._references.get(self.name, digest)
 
     def _is_there(self, digest: Digest) -> bool:

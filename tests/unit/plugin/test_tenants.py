@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import sqlite3
 import threading
@@ -86,6 +87,34 @@ def test_a_reader_of_what_others_hold_holds_it_too(one: Tenant, two: Tenant) -> 
     put(one)
     with two.reader_at(Descriptor("", DIGEST, -1)) as reader:
         assert reader.read_at(0, 100) == DATA
+    assert digests(two) == [DIGEST]
+
+
+def test_what_goes_and_comes_again_while_it_is_asked_for_is_there(
+    store: LocalStore,
+    one: Tenant,
+    two: Tenant,
+    references: References,
+    sweeper: Sweeper,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put(one)
+    asked, size = itertools.count(), two._size
+
+    def gone_for_a_moment(digest: Digest) -> int:
+        if next(asked) != 1:
+            return size(digest)
+        references.let_go(two.name, digest)
+        one.delete(digest)
+        assert sweeper.sweep() == 1
+        references.hold(two.name, digest)
+        try:
+            return size(digest)
+        finally:
+            put(one)
+
+    monkeypatch.setattr(two, "_size", gone_for_a_moment)
+    assert two.info(DIGEST).size == len(DATA)
     assert digests(two) == [DIGEST]
 
 

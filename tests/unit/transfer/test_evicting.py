@@ -390,6 +390,7 @@ def test_all_that_the_store_takes_is_counted(
         with opened(name, store, client) as image_, image_.open("/b") as file:
             assert file.read() == b"found"  # and an index of the gzip is kept
         (first, *_) = (each.descriptor for each in foreign.layers)
+        used(store, first, ago=300)
         shrink(store, usage(store) - 1)
         with opened(name, store, client) as image_:
             for desc in (first, FIRST):
