@@ -397,10 +397,20 @@ static int is_file(int fd)
 }
 
 /* What was written before the beginning is there from the end on. */
-static void sync_of(uint32_t kind, uint64_t inode)
+static uint64_t begin_sync(uint64_t inode)
+{
+    static uint64_t last;
+    begin();
+    uint64_t number = ++last;
+    record(SYNC_BEGIN, inode, number, NULL, 0, NULL, 0);
+    end();
+    return number;
+}
+
+static void end_sync(uint64_t inode, uint64_t number)
 {
     begin();
-    record(kind, inode, 0, NULL, 0, NULL, 0);
+    record(SYNC_END, inode, number, NULL, 0, NULL, 0);
     end();
 }
 
@@ -411,11 +421,11 @@ static void sync_of(uint32_t kind, uint64_t inode)
         uint64_t inode = inode_of(fd); \
         if (inode == 0) \
             return real(fd); \
-        sync_of(SYNC_BEGIN, inode); \
+        uint64_t number = begin_sync(inode); \
         usleep(is_file(fd) ? file_us : SLOW_SYNC_US); \
         int result = real(fd); \
         if (result == 0) \
-            sync_of(SYNC_END, inode); \
+            end_sync(inode, number); \
         return result; \
     }
 
@@ -430,11 +440,10 @@ int msync(void *at, size_t nbytes, int flags)
     for (struct region *r = regions; r != NULL; r = r->next)
         if (r->at == at && nbytes >= r->nbytes && flags & MS_SYNC)
             inode = r->inode;
-    if (inode != 0)
-        record(SYNC_BEGIN, inode, 0, NULL, 0, NULL, 0);
     end();
+    uint64_t number = inode != 0 ? begin_sync(inode) : 0;
     int result = real(at, nbytes, flags);
     if (inode != 0 && result == 0)
-        sync_of(SYNC_END, inode);
+        end_sync(inode, number);
     return result;
 }

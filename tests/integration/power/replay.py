@@ -30,6 +30,7 @@ class Event:
     file: int
     """Which file or folder; numbers that the system gives out again are different files here."""
     offset: int
+    """Of a sync: its number, as several of a file may go on at once."""
     data: bytes
     names: tuple[str, ...] = ()
     """Paths below the root, "" for the root itself."""
@@ -54,17 +55,16 @@ class Recording:
         # Of each file: when it was synced, and up to what time that is good.
         self._synced: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
         self._names: list[int] = []
-        begun: dict[int, list[int]] = defaultdict(list)
+        begun: dict[int, int] = {}
         for at, event in enumerate(self.events):
             if event.kind in (WRITE, TRUNCATE):
                 self._of_file[event.file].append(at)
             elif event.kind == SYNC_BEGIN:
-                begun[event.file].append(at)
+                begun[event.offset] = at
             elif event.kind == SYNC_END:
                 ends, good = self._synced[event.file]
                 ends.append(at)
-                # Of two at once the earlier, whichever has ended.
-                good.append(max(begun[event.file].pop(0), good[-1] if good else 0))
+                good.append(max(begun.pop(event.offset), good[-1] if good else 0))
             elif event.kind != NOTE:
                 self._names.append(at)
         self._parents = self._folders_changed()
