@@ -173,16 +173,17 @@ def _sync(path: str | Path, flag: int) -> None:
 
 def make_directory(path: Path) -> None:
     """Make `path` and what is missing above it, durably. One that is there is left as it is."""
-    if path.is_dir():
-        return
-    make_directory(path.parent)
-    try:
-        os.mkdir(path, 0o755)
-    except FileExistsError:
-        if not path.is_dir():
-            raise
-    else:
-        sync_directory(path.parent)
+    while not path.is_dir():
+        make_directory(path.parent)
+        try:
+            os.mkdir(path, 0o755)
+        except FileExistsError:
+            with suppress(FileNotFoundError):  # of somebody who has removed it again
+                if not stat.S_ISDIR(os.lstat(path).st_mode) and not path.is_dir():
+                    raise
+        else:
+            sync_directory(path.parent)
+            return
 
 
 class Writeback:
