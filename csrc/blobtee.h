@@ -562,8 +562,9 @@ int bt_begin_folder(const char *folder, const char *spare, const bt_small_file *
  * its time of access where that is not less than stale_ns past. As good as it goes. */
 void bt_settle_files(const char *paths, size_t npaths, int rights, int64_t stale_ns);
 
-/* The sync of the open file `fd`, which has to stay open until bt_sync_wait; the rest is 0 at the beginning. */
 typedef struct bt_sync_job bt_sync_job;
+
+/* The sync of the open file `fd`, which has to stay open until bt_sync_wait; the rest is 0 at the beginning. */
 typedef struct {
     int fd, is_over, result;
     bt_sync_job *job;

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from blobtee.core.native import ffi, lib
+from blobtee.core.native import ffi, lib, os_error
 
 
 class SmallFile(NamedTuple):
@@ -39,8 +39,7 @@ def begin_folder(folder: str, spare: str | None, files: Mapping[str, SmallFile],
         return result
     if result == lib.BT_END:
         return None
-    number = lib.BT_ERRNO - result
-    raise OSError(number, os.strerror(number), folder)
+    raise os_error(result, folder)
 
 
 class Sync:
@@ -60,8 +59,7 @@ class Sync:
         interrupted here asks again. For one thread at a time; the wait cannot be cancelled."""
         result = lib.bt_sync_wait(self._sync)
         if result != lib.BT_OK:
-            number = lib.BT_ERRNO - result
-            raise OSError(number, os.strerror(number))
+            raise os_error(result)
 
 
 def settle_files(paths: Sequence[str], rights: int, stale_ns: int) -> None:

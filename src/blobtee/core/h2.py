@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
-import os
 import re
 import socket
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from urllib.parse import quote, unquote_to_bytes
 
 from blobtee.core.answers import Answers
-from blobtee.core.native import BYTES, fail, ffi, lib
+from blobtee.core.native import BYTES, fail, ffi, lib, os_error
 from blobtee.errors import Cancelled, Closed, DataLoss, Internal, ResourceExhausted, from_os_error
 
 if TYPE_CHECKING:
@@ -268,8 +267,7 @@ def _check(result: int, doing: str) -> None:
     if result == lib.BT_GONE:
         raise _gone()
     if result <= lib.BT_ERRNO:
-        number = lib.BT_ERRNO - result
-        raise from_os_error(OSError(number, os.strerror(number)), doing)
+        raise from_os_error(os_error(result), doing)
     if result != _OK:
         raise Internal(f"cannot {doing}: {ffi.string(lib.bt_strerror(result)).decode()}")
 

@@ -34,6 +34,7 @@ __all__ = [
     "lib",
     "library_versions",
     "new_uncleared",
+    "os_error",
     "readable",
     "text",
     "writable",
@@ -74,6 +75,12 @@ def text(pointer: Any) -> str:
 
 def fail(result: int, what: str, where: str = "") -> NoReturn:
     raise _ERROR_CLASSES.get(result, Internal)(f"{what}: {text(lib.bt_strerror(result))}{where}")
+
+
+def os_error(result: int, path: str | None = None) -> OSError:
+    """What the kernel said, of a `result` of BT_ERRNO - errno."""
+    number = lib.BT_ERRNO - result
+    return OSError(number, os.strerror(number), path)
 
 
 def readable(data: ReadableBuffer) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from blobtee import content, tasks
-from blobtee.content import LocalStore
+from blobtee.content import LocalStore, Writer
 from blobtee.content.files import format_time, parse_time
 from blobtee.core import Sync
 from blobtee.errors import (
@@ -229,6 +229,21 @@ def test_a_failed_sync_starts_the_ingest_over(tmp_path: Path, monkeypatch: pytes
         assert dict(put(store, b"data").labels) == {}
 
 
+def meet_refusal(writer: Writer, how: str) -> None:
+    """Write a whole blob, and then do what meets its sync."""
+    meetings: dict[str, Callable[[], object]] = {
+        "write": lambda: writer.write(b"more"),
+        "truncate": lambda: writer.truncate(2),
+        "commit": writer.commit,
+    }
+    writer.write(b"data")
+    if how == "close":
+        writer.close()
+        return
+    with pytest.raises(StorageError, match="starts over"):
+        meetings[how]()
+
+
 @pytest.mark.parametrize("how", ["close", "write", "truncate"])
 def test_bytes_whose_sync_failed_are_not_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
@@ -237,12 +252,8 @@ def test_bytes_whose_sync_failed_are_not_gone_on_with(
         with monkeypatch.context() as patch:
             patch.setattr(content.writer, "Sync", RefusedSync)
             writer = store.writer("ref", total=4)
-            writer.write(b"data")
-            if how == "close":
-                writer.close()
-            else:
-                with pytest.raises(StorageError, match="starts over"):
-                    writer.write(b"more") if how == "write" else writer.truncate(2)
+            meet_refusal(writer, how)
+            if how != "close":
                 assert writer.status.offset == 0
         assert store.status("ref").offset == 0
         if how == "close":
@@ -269,12 +280,8 @@ def test_an_ingest_goes_when_its_sync_failed_and_it_cannot_be_emptied(
             patch.setattr(os, "ftruncate", failing(errno.EROFS))
             patch.setattr(store._locks, "release", recorded)
             writer = store.writer("ref", total=4)
-            writer.write(b"data")
-            if how == "close":
-                writer.close()
-            else:
-                with pytest.raises(StorageError, match="starts over"):
-                    writer.write(b"more") if how == "write" else writer.commit()
+            meet_refusal(writer, how)
+            if how != "close":
                 with pytest.raises(Closed):
                     writer.write(b"more")
             writer.close()
